@@ -1,0 +1,1 @@
+"""Low-rank algebra and federated aggregation methods, one paper a file."""

@@ -1,0 +1,1 @@
+"""Intarsia's edge SDK: what a site needs to train on its own records and send only an update."""

@@ -1,0 +1,1 @@
+"""Continual learning, routing and unlearning methods over adapters."""

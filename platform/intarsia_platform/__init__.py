@@ -1,0 +1,1 @@
+"""Intarsia's coordinator: federation, registry, tracking, simulation and the command line."""

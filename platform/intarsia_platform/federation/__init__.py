@@ -1,0 +1,1 @@
+"""The round loop and where clients run: strategy, admission, grids and the rounds that survive."""

@@ -1,0 +1,1 @@
+"""Adapters, their lineage and the database and store that hold them."""
