@@ -18,7 +18,6 @@ from pathlib import Path
 from intarsia_client.errors import InputError, StorageError
 
 
-
 def canonical_json(value: object) -> bytes:
     """Encode a JSON value so that equal values give equal bytes.
 

@@ -1,0 +1,205 @@
+"""The Flower ClientApp: a site's side of every round.
+
+One app for simulation and production. What it trains on comes from the node's own configuration,
+never from the server: ``client`` and a prepared shard in a simulation, ``client`` and ``data`` (a
+file) on an edge node; see :mod:`intarsia_client.shards`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from dataclasses import asdict, replace
+from functools import lru_cache
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from intarsia_client.assignment import TrainAssignment
+from intarsia_client.base_model import BaseModel, load_base
+from intarsia_client.errors import InputError, IntegrityError
+from intarsia_client.evaluation import Evaluation, evaluate
+from intarsia_client.messages import (
+    METRICS,
+    abstention_content,
+    read_train_content,
+    update_content,
+)
+from intarsia_client.peft_files import EncodedAdapter, decode_adapter, encode_adapter
+from intarsia_client.privacy import BudgetExceeded
+from intarsia_client.shards import DataShard, shard_of
+from intarsia_client.training import LocalTrainer
+from intarsia_client.wire import Adapter, AdapterUpdate, PrivacySpend
+
+_PRIVACY = "privacy"
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train one round and answer with an update, or abstain where the budget is spent.
+
+    Args:
+        message: A train message; see :mod:`intarsia_client.messages`.
+        context: The node's configuration and the client's own state.
+
+    Returns:
+        The reply.
+    """
+    begun = time.perf_counter()
+    assignment, published = _read(message, context)
+    history = _history(context)
+    try:
+        update = _train(context, assignment, published, history)
+    except BudgetExceeded as exceeded:
+        return Message(abstention_content(str(exceeded)), reply_to=message)
+    if update.manifest.privacy is not None:
+        _remember(context, [*history, update.manifest.privacy])
+    metrics = {"seconds": time.perf_counter() - begun}
+    content = update_content(update.manifest, encode_adapter(update.adapter), metrics)
+    return Message(content, reply_to=message)
+
+
+@app.train("alone")
+def train_alone(message: Message, context: Context) -> Message:
+    """Train on this site's records alone, as many rounds as the federation, and measure it.
+
+    The site's own adapter, of the same rank and with as many steps, is what the federated one has
+    to be better than. It is never sent; only its measurements are.
+
+    Args:
+        message: A train message whose adapter is the empty one.
+        context: The node's configuration.
+
+    Returns:
+        The reply with the measurements on this site's held-out records.
+    """
+    assignment, adapter = _read(message, context)
+    for number in range(1, assignment.rounds + 1):
+        this_round = replace(assignment, round=number)
+        adapter = _train(context, this_round, adapter, []).adapter
+    return _measured(message, context, assignment, adapter)
+
+
+@app.evaluate()
+def evaluate_global(message: Message, context: Context) -> Message:
+    """Measure the adapter that was sent on this site's held-out records.
+
+    Args:
+        message: An evaluate message.
+        context: The node's configuration.
+
+    Returns:
+        The reply with the measurements; ``examples`` is 0 at a site without held-out records.
+    """
+    assignment, adapter = _read(message, context)
+    return _measured(message, context, assignment, adapter)
+
+
+def _measured(
+    message: Message, context: Context, assignment: TrainAssignment, adapter: Adapter
+) -> Message:
+    shard = shard_of(context.node_config, "test")
+    metrics: dict[str, float | int] = {"examples": 0}
+    if shard is not None and shard.records:
+        measured = evaluate(
+            _base(assignment),
+            shard.records,
+            adapter=adapter,
+            max_length=assignment.training.max_length,
+        )
+        metrics = _as_metrics(measured)
+    return Message(RecordDict({METRICS: MetricRecord(metrics)}), reply_to=message)
+
+
+def _as_metrics(measured: Evaluation) -> dict[str, float | int]:
+    values = asdict(measured)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _train(
+    context: Context,
+    assignment: TrainAssignment,
+    published: Adapter,
+    history: list[PrivacySpend],
+) -> AdapterUpdate:
+    trainer = LocalTrainer(_base(assignment))
+    outcome = trainer.train(
+        _shard(context, assignment),
+        assignment,
+        published,
+        private_seed=_private_seed(context, assignment),
+        history=history,
+    )
+    return outcome.update
+
+
+def _read(message: Message, context: Context) -> tuple[TrainAssignment, Adapter]:
+    assignment, encoded = read_train_content(message.content)
+    name = context.node_config.get("client")
+    if name is not None and name != assignment.client:
+        raise InputError("assignment's client", assignment.client, f"this node is {name}")
+    if encoded.digest != assignment.start_digest:
+        raise IntegrityError("global adapter", encoded.digest, "fetch it again; it changed")
+    return assignment, _decoded(encoded)
+
+
+@lru_cache(maxsize=2)
+def _decoded(encoded: EncodedAdapter) -> Adapter:
+    # Every client of a round starts from the same bytes; a process decodes them once.
+    return decode_adapter(encoded.configuration, encoded.tensors)
+
+
+def _base(assignment: TrainAssignment) -> BaseModel:
+    return load_base(
+        assignment.base, task=assignment.task, labels=assignment.labels, seed=assignment.seed
+    )
+
+
+def _shard(context: Context, assignment: TrainAssignment) -> DataShard:
+    shard = shard_of(context.node_config, "train")
+    if shard is None:
+        raise InputError(
+            f"records of {assignment.client}", "none", "name them in the node's configuration"
+        )
+    return shard
+
+
+def _history(context: Context) -> list[PrivacySpend]:
+    record = context.state.config_records.get(_PRIVACY)
+    if record is None or "history" not in record:
+        return []
+    return [PrivacySpend(**spend) for spend in json.loads(str(record["history"]))]
+
+
+def _remember(context: Context, history: list[PrivacySpend]) -> None:
+    record = context.state.config_records.get(_PRIVACY, ConfigRecord())
+    record["history"] = json.dumps([asdict(spend) for spend in history])
+    context.state.config_records[_PRIVACY] = record
+
+
+def _private_seed(context: Context, assignment: TrainAssignment) -> int | None:
+    """Seed of this round's private sampling and noise, from a secret that only the client has.
+
+    A simulation gives each virtual client its secret, so that it can be repeated. Elsewhere the
+    secret is drawn once from the operating system and kept in the client's state, so that a round
+    asked for twice releases the same bytes, not a second noisy look at the same records.
+    """
+    if assignment.privacy.unit == "none":
+        return None
+    given = context.node_config.get("simulated-secret")
+    if given is not None:
+        # Without the run's name: the same config and seed give the same bytes in any home.
+        return _seed_from(f"{given}/{assignment.round}")
+    record = context.state.config_records.get(_PRIVACY, ConfigRecord())
+    if "secret" not in record:
+        record["secret"] = secrets.token_hex(32)
+        context.state.config_records[_PRIVACY] = record
+    return _seed_from(f"{record['secret']}/{assignment.run}/{assignment.round}")
+
+
+def _seed_from(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])

@@ -1,0 +1,204 @@
+"""Admission: what an update must be before it counts.
+
+The checks run from cheap to dear: size, schema, whose and which round, shapes, finiteness of the
+factors and of their product. A refusal names a short reason, and the round goes on without the
+update. Replay over rounds and runs is refused where the update is recorded, by its nonce.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from intarsia_aggregators.base import WeightedUpdate
+from intarsia_aggregators.factors import product_norm
+from intarsia_client.assignment import TrainAssignment
+from intarsia_client.errors import InputError, IntarsiaError, IntegrityError, RefusedUpdate
+from intarsia_client.files import bytes_digest
+from intarsia_client.messages import ReceivedUpdate
+from intarsia_client.peft_files import EncodedAdapter, decode_adapter
+from intarsia_client.start import client_start
+from intarsia_client.wire import Adapter, UpdateManifest
+
+# Room for names, JSON and the safetensors header beside the numbers themselves.
+_OVERHEAD_BYTES = 1 << 16
+_OVERHEAD_PER_TENSOR = 512
+_MAX_MANIFEST_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidatedUpdate:
+    """An update that passed every check; the only kind that is aggregated.
+
+    Args:
+        assignment: What the client was asked to do.
+        manifest: What the update says of itself, now checked.
+        adapter: The decoded adapter.
+        encoded: The bytes it was decoded from.
+    """
+
+    assignment: TrainAssignment
+    manifest: UpdateManifest
+    adapter: Adapter
+    encoded: EncodedAdapter
+
+    def weighted(self, published: Adapter) -> WeightedUpdate:
+        """The update as aggregation takes it, weighted by its number of examples.
+
+        Args:
+            published: The adapter that the round started from.
+
+        Returns:
+            The update with its start.
+        """
+        return WeightedUpdate(
+            client=self.assignment.client,
+            weight=float(self.manifest.number_of_examples),
+            start=client_start(
+                published,
+                rank=self.assignment.rank,
+                scaling=self.assignment.scaling,
+                seed=self.assignment.seed,
+            ).trainable,
+            trained=self.adapter,
+        )
+
+
+def admit(
+    received: ReceivedUpdate, assignment: TrainAssignment, published: Adapter
+) -> ValidatedUpdate:
+    """Check one received update against what its client was asked to do.
+
+    Args:
+        received: Raw bytes from the client.
+        assignment: The client's assignment.
+        published: The adapter that the round started from.
+
+    Returns:
+        The validated update.
+
+    Raises:
+        RefusedUpdate: With the reason ``too-large``, ``malformed``, ``wrong-base``,
+            ``stale-round``, ``wrong-run``, ``wrong-client``, ``wrong-nonce``, ``wrong-start``,
+            ``wrong-task``, ``wrong-shape``, ``wrong-scaling``, ``damaged``, ``no-examples`` or
+            ``not-finite``.
+    """
+    client = assignment.client
+    limit = _size_limit(assignment, published)
+    if received.adapter.size > limit or len(received.manifest) > _MAX_MANIFEST_BYTES:
+        raise RefusedUpdate(
+            "too-large", f"update of {client}", f"{received.size} bytes", f"send at most {limit}"
+        )
+    manifest = _manifest(received.manifest, client)
+    _check_manifest(manifest, assignment)
+    if bytes_digest(received.adapter.tensors) != manifest.tensors_digest:
+        raise RefusedUpdate(
+            "damaged", f"tensors of {client}", manifest.tensors_digest, "send the bytes it names"
+        )
+    adapter = _decode(received.adapter, client)
+    _check_shapes(adapter, assignment, published)
+    _check_products(adapter, client)
+    return ValidatedUpdate(
+        assignment=assignment, manifest=manifest, adapter=adapter, encoded=received.adapter
+    )
+
+
+def _size_limit(assignment: TrainAssignment, published: Adapter) -> int:
+    numbers = sum(assignment.rank * sum(f.shape) for f in published.modules.values())
+    numbers += sum(tensor.size for tensor in published.dense.values())
+    tensors = 2 * len(published.modules) + len(published.dense)
+    # Eight bytes a number, since a client may send float64.
+    return 8 * numbers + _OVERHEAD_BYTES + 2 * _OVERHEAD_PER_TENSOR * tensors
+
+
+def _manifest(data: bytes, client: str) -> UpdateManifest:
+    try:
+        return UpdateManifest.from_json(data)
+    except InputError as error:
+        raise RefusedUpdate(
+            "malformed", f"{client}: {error.thing}", error.value, error.remedy
+        ) from None
+
+
+def _check_manifest(manifest: UpdateManifest, assignment: TrainAssignment) -> None:
+    client = assignment.client
+    checks = (
+        ("wrong-run", "run", manifest.run, assignment.run),
+        ("wrong-client", "client", manifest.client, assignment.client),
+        ("stale-round", "round", manifest.round, assignment.round),
+        ("wrong-nonce", "nonce", manifest.nonce, assignment.nonce),
+        ("wrong-base", "base_digest", manifest.base_digest, assignment.base_digest),
+        ("wrong-start", "start_digest", manifest.start_digest, assignment.start_digest),
+        ("wrong-task", "task", manifest.task, assignment.task),
+        ("wrong-shape", "rank", manifest.rank, assignment.rank),
+        (
+            "wrong-shape",
+            "target_modules",
+            manifest.target_modules,
+            tuple(sorted(assignment.target_modules)),
+        ),
+    )
+    for reason, name, found, expected in checks:
+        if found != expected:
+            raise RefusedUpdate(reason, f"{name} of {client}", found, f"send {expected}")
+    if manifest.number_of_examples < 1:
+        raise RefusedUpdate(
+            "no-examples",
+            f"number_of_examples of {client}",
+            manifest.number_of_examples,
+            "train on at least one record",
+        )
+    if assignment.privacy.unit != "none" and manifest.privacy is None:
+        raise RefusedUpdate(
+            "not-private", f"privacy of {client}", None, "train with the privacy assigned"
+        )
+
+
+def _decode(encoded: EncodedAdapter, client: str) -> Adapter:
+    try:
+        return decode_adapter(encoded.configuration, encoded.tensors)
+    except IntarsiaError as error:
+        reason = "damaged" if isinstance(error, IntegrityError) else "malformed"
+        if error.value == "not finite":
+            reason = "not-finite"
+        raise RefusedUpdate(reason, f"{client}: {error.thing}", error.value, error.remedy) from None
+
+
+def _check_shapes(adapter: Adapter, assignment: TrainAssignment, published: Adapter) -> None:
+    client = assignment.client
+    odd = set(adapter.modules) ^ set(published.modules)
+    if odd:
+        raise RefusedUpdate(
+            "wrong-shape", f"module of {client}", min(odd), "send exactly the assigned modules"
+        )
+    for name, factors in adapter.modules.items():
+        expected = published.modules[name].shape
+        if factors.shape != expected or factors.rank != assignment.rank:
+            raise RefusedUpdate(
+                "wrong-shape",
+                f"{name} of {client}",
+                f"{factors.shape} at rank {factors.rank}",
+                f"send {expected} at rank {assignment.rank}",
+            )
+        if not np.isclose(factors.scaling, assignment.scaling, rtol=1e-6, atol=0.0):
+            raise RefusedUpdate(
+                "wrong-scaling",
+                f"scaling of {name} of {client}",
+                factors.scaling,
+                f"train with {assignment.scaling}",
+            )
+    found = {name: tensor.shape for name, tensor in adapter.dense.items()}
+    head = {name: tensor.shape for name, tensor in published.dense.items()}
+    if found != head:
+        raise RefusedUpdate("wrong-shape", f"head of {client}", found, f"send {head}")
+
+
+def _check_products(adapter: Adapter, client: str) -> None:
+    # Finite factors can have an infinite product; float32 is what everyone multiplies in.
+    largest = float(np.finfo(np.float32).max)
+    for name, factors in adapter.modules.items():
+        norm = product_norm(factors)
+        if not norm < largest:
+            raise RefusedUpdate(
+                "not-finite", f"product of {name} of {client}", norm, "train again; it overflowed"
+            )
