@@ -27,11 +27,11 @@ from intarsia_client.messages import (
     read_train_content,
     update_content,
 )
-from intarsia_client.peft_files import EncodedAdapter, decode_adapter, encode_adapter
+from intarsia_client.peft_files import EncodedAdapter, decode_adapter
 from intarsia_client.privacy import BudgetExceeded
 from intarsia_client.shards import DataShard, shard_of
-from intarsia_client.training import LocalTrainer
-from intarsia_client.wire import Adapter, AdapterUpdate, PrivacySpend
+from intarsia_client.training import LocalTrainer, TrainedRound
+from intarsia_client.wire import Adapter, PrivacySpend
 
 _PRIVACY = "privacy"
 
@@ -53,13 +53,14 @@ def train(message: Message, context: Context) -> Message:
     assignment, published = _read(message, context)
     history = _history(context)
     try:
-        update = _train(context, assignment, published, history)
+        outcome = _train(context, assignment, published, history)
     except BudgetExceeded as exceeded:
         return Message(abstention_content(str(exceeded)), reply_to=message)
-    if update.manifest.privacy is not None:
-        _remember(context, [*history, update.manifest.privacy])
+    manifest = outcome.update.manifest
+    if manifest.privacy is not None:
+        _remember(context, [*history, manifest.privacy])
     metrics = {"seconds": time.perf_counter() - begun}
-    content = update_content(update.manifest, encode_adapter(update.adapter), metrics)
+    content = update_content(manifest, outcome.encoded, metrics)
     return Message(content, reply_to=message)
 
 
@@ -80,7 +81,7 @@ def train_alone(message: Message, context: Context) -> Message:
     assignment, adapter = _read(message, context)
     for number in range(1, assignment.rounds + 1):
         this_round = replace(assignment, round=number)
-        adapter = _train(context, this_round, adapter, []).adapter
+        adapter = _train(context, this_round, adapter, []).update.adapter
     return _measured(message, context, assignment, adapter)
 
 
@@ -103,19 +104,20 @@ def _measured(
     message: Message, context: Context, assignment: TrainAssignment, adapter: Adapter
 ) -> Message:
     shard = shard_of(context.node_config, "test")
-    metrics: dict[str, float | int] = {"examples": 0}
+    metrics: dict[str, int | float | list[int] | list[float]] = {"examples": 0}
     if shard is not None and shard.records:
         measured = evaluate(
             _base(assignment),
             shard.records,
             adapter=adapter,
             max_length=assignment.training.max_length,
+            batch_size=assignment.training.batch_size,
         )
         metrics = _as_metrics(measured)
     return Message(RecordDict({METRICS: MetricRecord(metrics)}), reply_to=message)
 
 
-def _as_metrics(measured: Evaluation) -> dict[str, float | int]:
+def _as_metrics(measured: Evaluation) -> dict[str, int | float | list[int] | list[float]]:
     values = asdict(measured)
     return {name: value for name, value in values.items() if value is not None}
 
@@ -125,16 +127,14 @@ def _train(
     assignment: TrainAssignment,
     published: Adapter,
     history: list[PrivacySpend],
-) -> AdapterUpdate:
-    trainer = LocalTrainer(_base(assignment))
-    outcome = trainer.train(
+) -> TrainedRound:
+    return LocalTrainer(_base(assignment)).train(
         _shard(context, assignment),
         assignment,
         published,
         private_seed=_private_seed(context, assignment),
         history=history,
     )
-    return outcome.update
 
 
 def _read(message: Message, context: Context) -> tuple[TrainAssignment, Adapter]:
@@ -182,7 +182,7 @@ def _remember(context: Context, history: list[PrivacySpend]) -> None:
 
 
 def _private_seed(context: Context, assignment: TrainAssignment) -> int | None:
-    """Seed of this round's private sampling and noise, from a secret that only the client has.
+    """The client's secret, from which private sampling and noise follow; None without privacy.
 
     A simulation gives each virtual client its secret, so that it can be repeated. Elsewhere the
     secret is drawn once from the operating system and kept in the client's state, so that a round
@@ -192,14 +192,9 @@ def _private_seed(context: Context, assignment: TrainAssignment) -> int | None:
         return None
     given = context.node_config.get("simulated-secret")
     if given is not None:
-        # Without the run's name: the same config and seed give the same bytes in any home.
-        return _seed_from(f"{given}/{assignment.round}")
+        return int.from_bytes(hashlib.sha256(str(given).encode()).digest())
     record = context.state.config_records.get(_PRIVACY, ConfigRecord())
     if "secret" not in record:
         record["secret"] = secrets.token_hex(32)
         context.state.config_records[_PRIVACY] = record
-    return _seed_from(f"{record['secret']}/{assignment.run}/{assignment.round}")
-
-
-def _seed_from(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    return int(str(record["secret"]), 16)

@@ -19,6 +19,7 @@ from flwr.app.user_config import UserConfigValue
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from intarsia_client.errors import InputError, IntarsiaError
+
 from intarsia_platform.federation.client_contexts import decode_state, encode_state, trains
 
 ClientAppSource: TypeAlias = ClientApp | Callable[[], ClientApp] | str

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from flwr.app import Message
 from flwr.app.user_config import UserConfigValue
+
 from intarsia_platform.federation.client_calls import ClientAppSource, answer, load_client_app
 from intarsia_platform.federation.client_contexts import (
     StateStore,

@@ -23,6 +23,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from intarsia_client.errors import InputError
+
 from intarsia_platform.federation.client_calls import Answer, Assignment, error_reply
 from intarsia_platform.federation.client_contexts import (
     MemoryStates,

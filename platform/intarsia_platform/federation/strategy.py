@@ -182,7 +182,7 @@ class LoraStrategy(Strategy):
             The validated update.
 
         Raises:
-            RefusedUpdate: With the reason; see :func:`intarsia_platform.federation.admission.admit`.
+            RefusedUpdate: With the reason; see :func:`~.admission.admit`.
         """
         node = reply.metadata.src_node_id
         if node not in open_round.assignments:

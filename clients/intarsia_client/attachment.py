@@ -1,0 +1,234 @@
+"""Adapters attached to the shared base model for the duration of a block.
+
+PEFT's LoRA modules are injected on entry and every module and parameter that was there before is
+back on exit, whatever happened in between: the base's own tensors are never written to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraModel
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from intarsia_client.base_model import BaseModel
+from intarsia_client.errors import InputError
+from intarsia_client.wire import Adapter, FloatArray, LowRankFactors
+
+TRAINABLE = "default"
+UNDERNEATH = "underneath"
+FOLD_BYTES = 1 << 31
+_MARK = "_intarsia_attached"
+
+
+@contextlib.contextmanager
+def attached(
+    base: BaseModel,
+    *,
+    trainable: Adapter | None,
+    underneath: Adapter | None,
+    fold_bytes: int = FOLD_BYTES,
+) -> Iterator[Any]:
+    """Attach adapters to the base model for one block.
+
+    The frozen branch is folded where it can be: its module gets a *new* weight
+    ``W + scaling * B @ A`` for the block, the shared tensor stays as it is. A low-rank branch costs
+    ``rank * (d_in + d_out)`` multiplications a token in the forward pass and again in the backward
+    pass, and two more kernel launches; the fold costs ``rank * d_in * d_out`` once. The fold wins
+    from ``d_in * d_out / (d_in + d_out)`` tokens on, which is less than one batch for any model,
+    and leaves the frozen branch without cost a token. What it takes is memory, one more copy of
+    the adapted weights; modules beyond ``fold_bytes``, and modules whose weights are not float32
+    (quantised ones), keep the branch.
+
+    Args:
+        base: The shared base model; nobody else can attach to it meanwhile.
+        trainable: The adapter to train, or None. Its factors and its head require gradients.
+        underneath: A frozen adapter beneath it, or None. Its head is used where ``trainable`` is
+            None.
+        fold_bytes: Most memory that folded weights may take.
+
+    Yields:
+        The model with everything attached, in evaluation mode.
+
+    Raises:
+        InputError: If a module or a head's tensor is not in the base or has another shape.
+        RuntimeError: If this thread has attached something to this base already.
+    """
+    with base.lock, contextlib.ExitStack() as undo:
+        if hasattr(base.model, _MARK):
+            raise RuntimeError("an adapter is attached to this base model already")
+        setattr(base.model, _MARK, True)
+        undo.callback(delattr, base.model, _MARK)
+        undo.callback(base.model.eval)
+        for adapter in (trainable, underneath):
+            if adapter is not None:
+                _check_fit(base, adapter)
+        rest: dict[str, LowRankFactors] = {}
+        if underneath is not None:
+            rest = _fold(base, underneath, fold_bytes, undo)
+        _inject(base, trainable, rest, undo)
+        head = trainable or underneath
+        for name, tensor in head.dense.items() if head else ():
+            parameter = nn.Parameter(_tensor(base, tensor), requires_grad=trainable is not None)
+            _swap_parameter(base.model, name, parameter, undo)
+        yield base.model
+
+
+def read_trained(model: Any, start: Adapter) -> Adapter:
+    """Read the trained factors and head of an attached model.
+
+    Args:
+        model: The model that :func:`attached` gave for ``trainable=start``.
+        start: The adapter it was given; names, scalings and settings are taken from it.
+
+    Returns:
+        An adapter with the present values, as copies.
+    """
+    modules: dict[str, LowRankFactors] = {}
+    for name, factors in start.modules.items():
+        layer = model.get_submodule(name)
+        modules[name] = LowRankFactors(
+            a=_array(layer.lora_A[TRAINABLE].weight),
+            b=_array(layer.lora_B[TRAINABLE].weight),
+            scaling=factors.scaling,
+        )
+    dense = {name: _array(model.get_parameter(name)) for name in start.dense}
+    return replace(start, modules=modules, dense=dense)
+
+
+def _array(tensor: torch.Tensor) -> FloatArray:
+    values: FloatArray = tensor.detach().float().cpu().numpy().copy()
+    return values
+
+
+def _tensor(base: BaseModel, values: FloatArray) -> torch.Tensor:
+    """A tensor of its own, so that training never writes into an adapter that others hold."""
+    return torch.tensor(values, dtype=torch.float32, device=base.device)
+
+
+def _check_fit(base: BaseModel, adapter: Adapter) -> None:
+    for name, factors in adapter.modules.items():
+        try:
+            module = base.model.get_submodule(name)
+        except AttributeError:
+            module = None
+        if not isinstance(module, nn.Linear | Conv1D):
+            raise InputError("adapter module", name, "use an adapter of this base model")
+        shape = tuple(_transposed(module, module.weight).shape)
+        if isinstance(module, nn.Linear):
+            shape = (module.out_features, module.in_features)
+        if shape != factors.shape:
+            raise InputError(
+                f"adapter module {name}", f"{factors.shape}, not {shape}", "use one of this base"
+            )
+    parameters = dict(base.model.named_parameters()) if adapter.dense else {}
+    for name, tensor in adapter.dense.items():
+        if name not in parameters or tuple(parameters[name].shape) != tensor.shape:
+            raise InputError(
+                f"adapter head {name}",
+                tensor.shape,
+                "use an adapter of this base model and these labels",
+            )
+
+
+def _transposed(module: nn.Module, weight: Any) -> Any:
+    """The weight as (d_out, d_in), or back again; GPT-2's Conv1D keeps it as (d_in, d_out)."""
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _swap_parameter(
+    model: Any, name: str, parameter: nn.Parameter, undo: contextlib.ExitStack
+) -> None:
+    owner, _, short = name.rpartition(".")
+    module = model.get_submodule(owner)
+    undo.callback(setattr, module, short, getattr(module, short))
+    setattr(module, short, parameter)
+
+
+def _fold(
+    base: BaseModel, adapter: Adapter, fold_bytes: int, undo: contextlib.ExitStack
+) -> dict[str, LowRankFactors]:
+    """Fold what can be folded; returns the modules that keep a branch of their own."""
+    rest: dict[str, LowRankFactors] = {}
+    for name, factors in adapter.modules.items():
+        if not factors.rank:
+            continue
+        module = base.model.get_submodule(name)
+        size = 4 * factors.shape[0] * factors.shape[1]
+        plain = type(module) in (nn.Linear, Conv1D) and module.weight.dtype == torch.float32
+        if not plain or size > fold_bytes:
+            rest[name] = factors
+            continue
+        fold_bytes -= size
+        with torch.no_grad():
+            folded = torch.addmm(
+                _transposed(module, module.weight),
+                _tensor(base, factors.b),
+                _tensor(base, factors.a),
+                alpha=factors.scaling,
+            )
+            weight = nn.Parameter(_transposed(module, folded).contiguous(), requires_grad=False)
+        _swap_parameter(base.model, f"{name}.weight", weight, undo)
+    return rest
+
+
+def _inject(
+    base: BaseModel,
+    trainable: Adapter | None,
+    rest: Mapping[str, LowRankFactors],
+    undo: contextlib.ExitStack,
+) -> None:
+    branches = {UNDERNEATH: rest, TRAINABLE: trainable.modules if trainable else {}}
+    branches = {name: modules for name, modules in branches.items() if modules}
+    if not branches:
+        return
+    touched = {module for modules in branches.values() for module in modules}
+    for name in touched:
+        owner, _, short = name.rpartition(".")
+        parent = base.model.get_submodule(owner)
+        undo.callback(setattr, parent, short, getattr(parent, short))
+    undo.callback(base.model.__dict__.pop, "peft_config", None)
+    tuner: LoraModel | None = None
+    for branch, modules in branches.items():
+        configuration = _configuration(modules, base.fan_in_fan_out)
+        if tuner is None:
+            tuner = LoraModel(base.model, configuration, branch, low_cpu_mem_usage=True)
+        else:
+            tuner.peft_config[branch] = configuration
+            tuner.inject_adapter(base.model, branch, low_cpu_mem_usage=True)
+    for name in touched:
+        layer = base.model.get_submodule(name)
+        active = [branch for branch in branches if name in branches[branch]]
+        # PEFT makes every active branch trainable; what is frozen is settled after that.
+        layer.set_adapter(active)
+        for branch in active:
+            _fill(base, layer, branch, branches[branch][name])
+    base.model.eval()
+
+
+def _configuration(modules: Mapping[str, LowRankFactors], fan_in_fan_out: bool) -> LoraConfig:
+    ranks = {name: factors.rank for name, factors in modules.items()}
+    common = max(ranks.values())
+    exact = "|".join(re.escape(name) for name in modules)
+    return LoraConfig(
+        r=common,
+        lora_alpha=common,
+        rank_pattern={f"^{re.escape(name)}": r for name, r in ranks.items() if r != common},
+        target_modules=exact,
+        fan_in_fan_out=fan_in_fan_out,
+        init_lora_weights=False,
+    )
+
+
+def _fill(base: BaseModel, layer: Any, branch: str, factors: LowRankFactors) -> None:
+    requires_grad = branch == TRAINABLE
+    for side, values in ((layer.lora_A, factors.a), (layer.lora_B, factors.b)):
+        side[branch].weight = nn.Parameter(_tensor(base, values), requires_grad=requires_grad)
+    layer.scaling[branch] = factors.scaling

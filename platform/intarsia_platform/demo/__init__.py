@@ -1,0 +1,1 @@
+"""The embedded demonstration: a small base model, and text that every installation already has."""

@@ -1,0 +1,217 @@
+"""The Ray that simulations run on: one that is there already, or one of this process's own.
+
+Where an address is known (given, or in ``RAY_ADDRESS``) or the process is connected already, that
+cluster is used and never stopped. Otherwise a Ray just large enough is started on this machine and
+goes when the grid does, its files included.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import shutil
+import socket
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from intarsia_client.errors import FederationError, InputError
+
+_CONNECT_SECONDS = 10.0
+_LOCAL_STARTS = 2
+_LONGEST_SOCKET_FOLDER = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerNeeds:
+    """What the workers of a grid ask Ray for.
+
+    Attributes:
+        workers: How many there are.
+        cpus: CPUs that Ray sets aside for each; a share of one is fine.
+        gpus: GPUs for each; a share of one, or a whole number.
+        threads: Threads that the numerical libraries of each may use.
+    """
+
+    workers: int
+    cpus: float
+    gpus: float
+    threads: int
+
+
+class RayConnection:
+    """This process's connection to Ray; :meth:`close` it, or it closes when the process ends.
+
+    Attributes:
+        needs: What the workers may ask for on this cluster.
+    """
+
+    def __init__(self, needs: WorkerNeeds, leave: Callable[[], None]) -> None:
+        """Keep the way out, and make sure that it is taken."""
+        self.needs = needs
+        self._leave: Callable[[], None] | None = leave
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Leave Ray as it was found; harmless when called again."""
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+            atexit.unregister(self.close)
+
+
+def connect(
+    *,
+    address: str | None,
+    workers: int,
+    cpus_per_worker: float | None,
+    gpus_per_worker: float,
+    object_store_bytes: int,
+) -> RayConnection:
+    """Connect to Ray and make sure that it is large enough.
+
+    Args:
+        address: ``host:port`` of a cluster; where None, ``RAY_ADDRESS``, else a Ray of this
+            process's own, as for ``"local"``.
+        workers: How many workers shall run.
+        cpus_per_worker: CPUs for each. Where None, each worker takes one CPU of a cluster, and on
+            a Ray of this process's own an equal share of the machine's cores.
+        gpus_per_worker: GPUs for each.
+        object_store_bytes: Size of the object store of a Ray of this process's own, in bytes.
+
+    Returns:
+        The connection.
+
+    Raises:
+        InputError: If an argument is out of range, or the cluster lacks the CPUs or GPUs.
+        FederationError: If no cluster answers at the address, or Ray does not start.
+    """
+    _check(workers, cpus_per_worker, gpus_per_worker)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    found = ray.is_initialized() or address != "local"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = 1 if found else max(1, (cores or 1) // workers)
+    needs = WorkerNeeds(
+        workers=workers,
+        cpus=cpus_per_worker or 1.0,
+        gpus=gpus_per_worker,
+        threads=share if cpus_per_worker is None else max(1, int(cpus_per_worker)),
+    )
+    if ray.is_initialized():
+        connection = RayConnection(needs, _stay)
+    elif found:
+        _join(address)
+        connection = RayConnection(needs, ray.shutdown)
+    else:
+        connection = RayConnection(needs, _start(needs, object_store_bytes))
+    try:
+        _check_size(needs)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check(workers: int, cpus: float | None, gpus: float) -> None:
+    if workers < 1:
+        raise InputError("workers", workers, "give a whole number of at least 1")
+    if cpus is not None and not (math.isfinite(cpus) and cpus > 0):
+        raise InputError("cpus_per_worker", cpus, "give a positive number")
+    if not (math.isfinite(gpus) and gpus >= 0 and (gpus <= 1 or gpus == int(gpus))):
+        raise InputError("gpus_per_worker", gpus, "give a share from 0 to 1, or a whole number")
+
+
+def _stay() -> None:
+    """Leave a connection alone that was there before."""
+
+
+def _join(address: str) -> None:
+    host, separator, port = address.rpartition(":")
+    if not (separator and host and port.isdecimal()):
+        raise InputError("Ray's address", address, "write it as host:port")
+    try:
+        # Ray itself would wait a minute and then end the process.
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        _init(address=address)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise FederationError(
+            "Ray cluster",
+            address,
+            f"start it, or unset RAY_ADDRESS to use this machine ({_first_line(error)})",
+        ) from error
+
+
+def _start(needs: WorkerNeeds, object_store_bytes: int) -> Callable[[], None]:
+    folder = _folder()
+
+    def leave() -> None:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    for attempt in range(_LOCAL_STARTS):
+        try:
+            _init(
+                address="local",
+                num_cpus=math.ceil(needs.workers * needs.cpus),
+                include_dashboard=False,
+                object_store_memory=object_store_bytes,
+                _temp_dir=None if folder is None else str(folder),
+            )
+        except KeyboardInterrupt:
+            leave()
+            raise
+        except Exception as error:
+            ray.shutdown()
+            if attempt + 1 < _LOCAL_STARTS:
+                continue
+            leave()
+            raise FederationError(
+                "Ray on this machine",
+                f"did not start: {_first_line(error)}",
+                "free memory and ports, or use the in-process grid",
+            ) from error
+        break
+    return leave
+
+
+def _folder() -> Path | None:
+    """Make a folder for Ray's files, or leave it to Ray where its sockets' paths got too long."""
+    folder = Path(tempfile.mkdtemp(prefix="intarsia-ray-"))
+    if len(str(folder)) <= _LONGEST_SOCKET_FOLDER:
+        return folder
+    folder.rmdir()
+    return None
+
+
+def _init(**options: Any) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with warnings.catch_warnings():
+        # A tip about a future Ray, which nobody at the command line can act on.
+        warnings.simplefilter("ignore", FutureWarning)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+
+
+def _check_size(needs: WorkerNeeds) -> None:
+    has = ray.cluster_resources()
+    for thing, resource, each in (
+        ("gpus_per_worker", "GPU", needs.gpus),
+        ("cpus_per_worker", "CPU", needs.cpus),
+    ):
+        wanted, there = each * needs.workers, has.get(resource, 0.0)
+        if wanted > there:
+            raise InputError(
+                thing,
+                f"{each:g} for {needs.workers} workers makes {wanted:g}",
+                f"Ray has {there:g} {resource}s here: ask for less, or use fewer workers",
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
