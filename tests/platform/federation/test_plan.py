@@ -1,0 +1,73 @@
+"""Who is asked, at which rank, and that a seed decides it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from intarsia_client.errors import InputError
+from intarsia_platform.federation.plan import FederationPlan
+
+PLAN = FederationPlan(
+    run="run-1",
+    rounds=5,
+    seed=0,
+    base="base",
+    base_digest="sha256:base",
+    task="causal-lm",
+    target_modules={"q": (64, 64), "v": (32, 64)},
+    ranks=(4, 8, 16),
+    names={1: "a", 2: "b", 3: "c", 4: "d"},
+)
+
+
+def test_ranks_go_round_in_the_order_of_the_nodes():
+    assigned = PLAN.assignments(1, [4, 2, 3, 1], "sha256:start")
+    assert {one.client: one.rank for one in assigned.values()} == {"a": 4, "b": 8, "c": 16, "d": 4}
+    assert all(one.scaling == 2.0 for one in assigned.values())
+    assert list(assigned) == [1, 2, 3, 4]
+
+
+def test_a_client_keeps_its_rank_whoever_else_is_sampled():
+    some = replace(PLAN, fraction=0.5)
+    ranks = {}
+    for number in range(1, 20):
+        for node, one in some.assignments(number, [1, 2, 3, 4], "s").items():
+            assert ranks.setdefault(node, one.rank) == one.rank
+    assert set(ranks) == {1, 2, 3, 4}
+
+
+def test_sampling_is_uniform_repeatable_and_follows_the_seed():
+    some = replace(PLAN, fraction=0.25)
+    nodes = list(range(40))
+    counts = Counter(node for number in range(400) for node in some.sample(number, nodes))
+    assert sum(counts.values()) == 400 * 10
+    assert min(counts.values()) > 60
+    assert max(counts.values()) < 145
+    assert some.sample(7, nodes) == some.sample(7, nodes[::-1])
+    assert some.sample(7, nodes) != replace(some, seed=1).sample(7, nodes)
+    assert len(replace(PLAN, fraction=0.001).sample(1, nodes)) == 1
+
+
+def test_nonces_differ_between_clients_rounds_and_runs():
+    plans = [PLAN, replace(PLAN, run="run-2"), replace(PLAN, seed=1)]
+    nonces = [
+        one.nonce
+        for plan in plans
+        for number in (1, 2)
+        for one in plan.assignments(number, [1, 2, 3], "s").values()
+    ]
+    assert len(set(nonces)) == len(nonces) == 18
+
+
+def test_an_assignment_survives_its_journey():
+    one = PLAN.assignment(2, 1, 0, "sha256:start")
+    assert type(one).from_json(one.to_json()) == one
+
+
+def test_a_rank_that_a_layer_cannot_hold_is_refused_with_the_largest_that_fits():
+    with pytest.raises(InputError, match=r"rank for v \(64 to 32\): 48; choose at most 32"):
+        replace(PLAN, ranks=(4, 48)).check()
+    with pytest.raises(InputError, match=r"lora\.ranks"):
+        replace(PLAN, ranks=()).check()
