@@ -17,7 +17,9 @@ from intarsia_client.errors import InputError
 from intarsia_client.records import Record
 from intarsia_client.wire import Adapter
 
+BATCH_SIZE = 32
 _LOGITS_BYTES = 1 << 28
+_LARGEST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Evaluation:
     Args:
         loss: Mean negative log-likelihood in nats: per predicted token over the whole set for a
             causal language model, per record for classification.
-        perplexity: ``exp(loss)`` for a causal language model, else None.
+        perplexity: ``exp(loss)`` for a causal language model, always finite; else None.
         accuracy: Share of records classified right, between 0 and 1; None for a causal language
             model.
         tokens: Predicted tokens; 0 for classification.
@@ -47,7 +49,7 @@ def evaluate(
     *,
     adapter: Adapter | None,
     max_length: int,
-    batch_size: int,
+    batch_size: int = BATCH_SIZE,
 ) -> Evaluation:
     """Evaluate the base model with an adapter, or alone.
 
@@ -70,7 +72,12 @@ def evaluate(
 
 
 def evaluate_attached(
-    model: Any, base: BaseModel, records: Sequence[Record], *, max_length: int, batch_size: int
+    model: Any,
+    base: BaseModel,
+    records: Sequence[Record],
+    *,
+    max_length: int,
+    batch_size: int = BATCH_SIZE,
 ) -> Evaluation:
     """Evaluate a model that is attached already, so that several sets share one attachment.
 
@@ -85,7 +92,8 @@ def evaluate_attached(
         The evaluation.
 
     Raises:
-        InputError: If there is nothing to evaluate, or the records do not fit the base.
+        InputError: If there is nothing to evaluate, the records do not fit the base, or the loss
+            is not finite.
     """
     tokenised = tokenise(base, records, max_length=max_length)
     if not len(tokenised):
@@ -106,18 +114,12 @@ def evaluate_attached(
             if classifies:
                 correct += int((logits.argmax(-1) == batch.labels).sum())
     loss = total / predictions
+    if not math.isfinite(loss):
+        raise InputError("evaluation's loss", loss, "use another adapter; this one overflows")
     return Evaluation(
         loss=loss,
-        perplexity=None if classifies else _exponential(loss),
+        perplexity=None if classifies else math.exp(min(loss, _LARGEST_EXPONENT)),
         accuracy=correct / len(tokenised) if classifies else None,
         tokens=0 if classifies else predictions,
         examples=len(records),
     )
-
-
-def _exponential(loss: float) -> float:
-    """Exponential that gives infinity, as a perplexity may be, instead of an error."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

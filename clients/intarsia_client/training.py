@@ -115,7 +115,8 @@ class LocalTrainer:
         else:
             spend = planned_spend(len(shard.records), assignment, history)
             question = (
-                replace(assignment, nonce="").to_json().decode(),
+                # All that decides the result; not which run, message or folder it came in.
+                replace(assignment, run="", nonce="", base="").to_json().decode(),
                 adapter_digest(global_adapter),
                 shard.digest,
             )

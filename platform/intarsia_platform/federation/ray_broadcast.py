@@ -1,7 +1,7 @@
 """Large records that many messages carry, stored once in Ray and fetched once by a worker.
 
-A round's messages mostly carry the same arrays: the very same objects, as a strategy builds its
-content once. What at least two messages of a push share and is larger than 64 KiB goes into Ray's
+A round's messages mostly carry the same arrays: the very same objects, as a strategy builds them
+once. What at least two messages of a push share and is larger than 64 KiB goes into Ray's
 object store, as a whole record or as a single array of otherwise different records, and the
 messages refer to it by number.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -79,14 +79,15 @@ class Broadcasts:
         contents = {id(message.content): message.content for message in messages.values()}
         uses = Counter(id(message.content) for message in messages.values())
         shared = _shared_parts(contents, uses)
-        stored: dict[int, Reference] = {}
+        stored: dict[Hashable, Reference] = {}
 
         def packed_part(part: Any) -> Any:
-            if id(part) not in shared:
+            identity = _identity(part)
+            if identity not in shared:
                 return part
-            if id(part) not in stored:
-                stored[id(part)] = self._store(part)
-            return stored[id(part)]
+            if identity not in stored:
+                stored[identity] = self._store(part)
+            return stored[identity]
 
         packed = {key: _pack(content, packed_part) for key, content in contents.items()}
         result = {
@@ -163,21 +164,28 @@ class ReceivedBroadcasts:
         return self._parts[key]
 
 
-def _shared_parts(contents: Mapping[int, RecordDict], uses: Mapping[int, int]) -> set[int]:
-    """Find, by identity, large records and arrays that more than one message carries."""
-    record_uses: Counter[int] = Counter()
-    records: dict[int, Record] = {}
+def _identity(part: Any) -> Hashable:
+    """Tell objects apart while they live; an array by its bytes, as flwr copies what is around."""
+    if isinstance(part, Array):
+        return (id(part.data), part.dtype, part.shape, part.stype)
+    return id(part)
+
+
+def _shared_parts(contents: Mapping[int, RecordDict], uses: Mapping[int, int]) -> set[Hashable]:
+    """Find the large records and arrays that more than one message carries."""
+    record_uses: Counter[Hashable] = Counter()
+    records: dict[Hashable, Record] = {}
     for key, content in contents.items():
         for record in content.values():
-            record_uses[id(record)] += uses[key]
-            records[id(record)] = record
+            record_uses[_identity(record)] += uses[key]
+            records[_identity(record)] = record
     shared = {
         key
         for key, record in records.items()
         if record_uses[key] > 1 and _size(record) > _SHARED_BYTES
     }
     array_uses = Counter(
-        id(array)
+        _identity(array)
         for key, record in records.items()
         if key not in shared and isinstance(record, ArrayRecord)
         for array in record.values()

@@ -25,7 +25,8 @@ from intarsia_client.errors import FederationError, InputError
 
 _CONNECT_SECONDS = 10.0
 _LOCAL_STARTS = 2
-_LONGEST_SOCKET_FOLDER = 40
+# What remains of a socket path's 107 bytes after Ray's own part and the folder's name.
+_LONGEST_FOLDER = 27
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def connect(
 
     Args:
         address: ``host:port`` of a cluster; where None, ``RAY_ADDRESS``, else a Ray of this
-            process's own, as for ``"local"``.
+            process's own, as for ``"local"``. A process that is connected already stays so.
         workers: How many workers shall run.
         cpus_per_worker: CPUs for each. Where None, each worker takes one CPU of a cluster, and on
             a Ray of this process's own an equal share of the machine's cores.
@@ -94,6 +95,8 @@ def connect(
     """
     _check(workers, cpus_per_worker, gpus_per_worker)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address != "local" and not _is_address(address):
+        raise InputError("Ray's address", address, "write it as host:port")
     found = ray.is_initialized() or address != "local"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     share = 1 if found else max(1, (cores or 1) // workers)
@@ -127,14 +130,17 @@ def _check(workers: int, cpus: float | None, gpus: float) -> None:
         raise InputError("gpus_per_worker", gpus, "give a share from 0 to 1, or a whole number")
 
 
+def _is_address(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    return bool(host) and port.isdecimal()
+
+
 def _stay() -> None:
     """Leave a connection alone that was there before."""
 
 
 def _join(address: str) -> None:
-    host, separator, port = address.rpartition(":")
-    if not (separator and host and port.isdecimal()):
-        raise InputError("Ray's address", address, "write it as host:port")
+    host, _, port = address.rpartition(":")
     try:
         # Ray itself would wait a minute and then end the process.
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
@@ -148,7 +154,7 @@ def _join(address: str) -> None:
 
 
 def _start(needs: WorkerNeeds, object_store_bytes: int) -> Callable[[], None]:
-    folder = _folder()
+    folder: Path | None = None
 
     def leave() -> None:
         ray.shutdown()
@@ -157,37 +163,40 @@ def _start(needs: WorkerNeeds, object_store_bytes: int) -> Callable[[], None]:
 
     for attempt in range(_LOCAL_STARTS):
         try:
+            folder = _folder()
             _init(
                 address="local",
                 num_cpus=math.ceil(needs.workers * needs.cpus),
                 include_dashboard=False,
                 object_store_memory=object_store_bytes,
-                _temp_dir=None if folder is None else str(folder),
+                _temp_dir=str(folder),
             )
-        except KeyboardInterrupt:
+        except BaseException as error:
             leave()
-            raise
-        except Exception as error:
-            ray.shutdown()
-            if attempt + 1 < _LOCAL_STARTS:
-                continue
-            leave()
-            raise FederationError(
-                "Ray on this machine",
-                f"did not start: {_first_line(error)}",
-                "free memory and ports, or use the in-process grid",
-            ) from error
-        break
+            if not isinstance(error, Exception):
+                raise
+            # Ray's start is now and then too slow for Ray itself on a busy machine.
+            if attempt + 1 == _LOCAL_STARTS:
+                raise FederationError(
+                    "Ray on this machine",
+                    f"did not start: {_first_line(error)}",
+                    "free memory and ports, or use the in-process grid",
+                ) from error
+        else:
+            break
     return leave
 
 
-def _folder() -> Path | None:
-    """Make a folder for Ray's files, or leave it to Ray where its sockets' paths got too long."""
-    folder = Path(tempfile.mkdtemp(prefix="intarsia-ray-"))
-    if len(str(folder)) <= _LONGEST_SOCKET_FOLDER:
-        return folder
-    folder.rmdir()
-    return None
+def _folder() -> Path:
+    """Make a folder for Ray's files whose path is short enough for its sockets.
+
+    Raises:
+        OSError: If none can be made.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    # Where the usual place lies too deep, the place that every POSIX system has.
+    short = usual if len(usual) <= _LONGEST_FOLDER else "/tmp"  # noqa: S108
+    return Path(tempfile.mkdtemp(prefix="ray-", dir=short))
 
 
 def _init(**options: Any) -> None:

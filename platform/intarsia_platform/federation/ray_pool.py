@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -111,7 +112,9 @@ class Worker:
             )
         self._starts += 1
         self._start_by = time.monotonic() + setup.start_seconds
-        self._actor = actor_class.remote(dict(setup.environment), list(sys.path))
+        self._actor = actor_class.remote(
+            dict(setup.environment), [str(Path(path).absolute()) for path in sys.path]
+        )
         self._expected = self._actor.prepare.remote(
             setup.client_app, dict(setup.run_config), setup.run_id
         )

@@ -56,13 +56,13 @@ def prepare_data(configuration: SimulationConfiguration, folder: Path) -> Prepar
     """
     data, seed = configuration.data, configuration.federation.seed
     classifies = configuration.model.task == "sequence-classification"
-    train = _read(configuration, configuration.train_path, "data.train")
+    train = _read(configuration, data.train, "data.train")
     labels = tuple(sorted({record.label or "" for record in train})) if classifies else ()
     if classifies and len(labels) < 2:
         raise InputError("data.label", f"{len(labels)} class in data.train", "give at least two")
     server: list[Record] = []
-    if configuration.test_path is not None:
-        server = _read(configuration, configuration.test_path, "data.test")
+    if data.test is not None:
+        server = _read(configuration, data.test, "data.test")
         if classifies:
             _check_labels(server, labels)
     parts = partition_records(
@@ -92,7 +92,7 @@ def prepare_base(configuration: SimulationConfiguration, labels: tuple[str, ...]
         InputError: If it is not there or not of the task's kind.
     """
     return load_base(
-        configuration.base,
+        configuration.model.base,
         task=configuration.model.task,
         labels=labels,
         seed=configuration.federation.seed,
@@ -120,7 +120,7 @@ def prepare_plan(
         run="",
         rounds=federation.rounds,
         seed=federation.seed,
-        base=configuration.base,
+        base=configuration.model.base,
         base_digest=base.digest,
         task=configuration.model.task,
         target_modules=linear_modules(base, lora.target_modules),
@@ -200,11 +200,11 @@ def for_run(plan: FederationPlan, run: str) -> FederationPlan:
     return dataclasses.replace(plan, run=run)
 
 
-def _read(configuration: SimulationConfiguration, path: Path, thing: str) -> list[Record]:
+def _read(configuration: SimulationConfiguration, path: str, thing: str) -> list[Record]:
     data = configuration.data
     natural = data.partition == "natural"
     return read_records(
-        path,
+        Path(path),
         text=data.text,
         label=data.label,
         client=data.client,

@@ -48,7 +48,7 @@ from intarsia_platform.simulation.preparation import (
     virtual_clients,
 )
 from intarsia_platform.simulation.round_results import published_results, round_result
-from intarsia_platform.tracking import NullTracker, Tracker, federation_tracker
+from intarsia_platform.tracking import FederationTracker, NullTracker, Tracker
 
 CLIENT_APP = "intarsia_client.app:app"
 
@@ -111,9 +111,11 @@ def simulate(
     """
     begun = time.monotonic()
     find_method(configuration.federation.method)
-    with open_database(home.database_url) as database, _tracker(configuration, home) as tracker:
+    with (
+        open_database(home.database_url) as database,
+        _tracker(configuration, home, observer) as tracker,
+    ):
         unfinished = _unfinished(database, configuration) if resume else None
-        tracker.prepare_in_background()
         run = _prepare(configuration, home, database, unfinished, observer)
         try:
             with _grid(run, database) as grid:
@@ -332,8 +334,10 @@ class _Watch:
 
 
 def _tracker(
-    configuration: SimulationConfiguration, home: Home
-) -> contextlib.AbstractContextManager[Tracker]:
+    configuration: SimulationConfiguration, home: Home, observer: SimulationObserver
+) -> NullTracker | FederationTracker:
     if not configuration.tracking.mlflow:
         return NullTracker()
-    return federation_tracker(home)
+    return FederationTracker(
+        database=home.mlflow_database, artifacts=home.mlflow_artifacts, warn=observer.warned
+    )

@@ -1,0 +1,117 @@
+"""Ctrl-C and SIGTERM: the first one lets the work end in order, later ones do no harm.
+
+Both arrive as :class:`KeyboardInterrupt`, so that whatever cleans up after one cleans up after the
+other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_PATIENCE = b"intarsia: cleaning up; once more ends it at once\n"
+
+
+class Interrupted(Exception):  # noqa: N818 - what a person asked for is no error
+    """Work that was stopped from outside, with what to say about it.
+
+    Args:
+        line: What was kept and how to go on.
+        exit_code: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, line: str, exit_code: int) -> None:
+        """Keep both."""
+        self.line = line
+        self.exit_code = exit_code
+        super().__init__(line)
+
+
+class Interruption(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM.
+
+    Args:
+        number: The signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Keep the number."""
+        self.number = number
+        super().__init__(number)
+
+
+def exit_code_of(interrupt: KeyboardInterrupt) -> int:
+    """128 and the signal's number, as shells count: 130 after Ctrl-C, 143 after SIGTERM."""
+    number = interrupt.number if isinstance(interrupt, Interruption) else signal.SIGINT
+    return 128 + int(number)
+
+
+class SignalKeeper:
+    """Holds the two signals while a command runs."""
+
+    def __init__(self) -> None:
+        """Begin with none received."""
+        self._received = 0
+
+    def take(self) -> None:
+        """Make this the handler of both signals, also where a library has put its own since."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._handle)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Handle the signals within the block.
+
+        After an interruption they stay handled, since the process still has to clean up; else the
+        earlier handlers come back.
+
+        Yields:
+            Nothing.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.take()
+        try:
+            yield
+        finally:
+            if not self._received:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._received += 1
+        if self._received == 1:
+            raise Interruption(number)
+        # A buffered stream may be in use below this frame; the descriptor is always safe.
+        with contextlib.suppress(OSError):
+            os.write(2, _PATIENCE)
+        if self._received > 2:
+            os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def explained(line: Callable[[], str]) -> Iterator[None]:
+    """Say what an interruption leaves.
+
+    Args:
+        line: Called when the block is interrupted; what was kept and how to go on.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Interrupted: In the place of :class:`KeyboardInterrupt`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(line(), exit_code_of(interrupt)) from interrupt
