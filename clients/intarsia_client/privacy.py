@@ -48,7 +48,7 @@ BUDGET_TOLERANCE = 1e-3
 """How far above its budget, relatively, an epsilon may be computed: numerical error only."""
 
 _SMALLEST_NOISE, _LARGEST_NOISE = 0.1, 10_000.0
-_TIGHT_UP_TO = 100.0
+_TIGHT_UP_TO = 200.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class BudgetExceeded(IntarsiaError):  # noqa: N818 - an outcome of the budget, n
 def epsilon_of(history: Sequence[Steps], delta: float) -> float:
     """Epsilon of a history of noisy steps, composed by Opacus' PRV accountant.
 
-    The result is an upper bound. Above an epsilon of 100, where the PRV accountant's tables grow
+    The result is an upper bound. Above an epsilon of 200, where the PRV accountant's tables grow
     without use, and where its numerics fail, the looser bound of Renyi differential privacy
     (Mironov 2017, arXiv:1702.07476) is given.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from intarsia_client import records as records_module
 from intarsia_client.errors import InputError
@@ -285,6 +285,7 @@ any_record = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(any_record, min_size=1, max_size=5))
 def test_encoded_records_are_json_lines_that_read_back(
     tmp_path_factory: pytest.TempPathFactory, written: list[Record]
@@ -294,6 +295,7 @@ def test_encoded_records_are_json_lines_that_read_back(
     assert read_records(path) == written
 
 
+@settings(deadline=None)
 @given(st.lists(any_record, max_size=5), st.lists(any_record, max_size=5))
 def test_digests_are_equal_exactly_for_equal_records(
     some: list[Record], others: list[Record]

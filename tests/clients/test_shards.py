@@ -6,7 +6,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from intarsia_client.errors import InputError, IntegrityError, StorageError
 from intarsia_client.files import file_digest
@@ -34,6 +34,7 @@ shards_strategy = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(shards_strategy)
 def test_each_client_gets_its_records_back(
     tmp_path_factory: pytest.TempPathFactory, shards: dict[str, list[Record]]

@@ -69,7 +69,7 @@ def _usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     if isinstance(error, click.exceptions.NoArgsIsHelpError) and context is not None:
         names = ", ".join(context.command.list_commands(context))
-        return f"error: {context.command_path}: no command; choose one of {names}, or --help"
+        return f"error: {context.command_path} needs a command: {names}; or --help"
     where = f"; see {context.command_path} --help" if context is not None else ""
     return f"error: {error.format_message().rstrip('.')}{where}"
 

@@ -19,6 +19,7 @@ from intarsia_client.files import write_bytes
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
     from intarsia_platform.cli.settings import Settings
 
@@ -109,22 +110,23 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: st
     return made
 
 
-def facts(pairs: Mapping[str, object]) -> Table:
-    """Names and their values, one pair a line.
+def facts(pairs: Mapping[str, object]) -> Text:
+    """Names and their values, one pair a line that can be copied whole.
 
     Args:
         pairs: From each name to its value; None is shown as a dash.
 
     Returns:
-        A table without headings.
+        The lines.
     """
-    from rich.table import Table
     from rich.text import Text
 
-    made = Table.grid(padding=(0, 2))
-    for name, value in pairs.items():
-        made.add_row(Text(name), Text("-" if value is None else one_line(str(value))))
-    return made
+    width = max(map(len, pairs), default=0)
+    lines = (
+        f"{name:<{width}}  {'-' if value is None else one_line(str(value))}"
+        for name, value in pairs.items()
+    )
+    return Text("\n".join(lines), no_wrap=True, overflow="ignore")
 
 
 def check_json_place(settings: Settings) -> None:
@@ -147,9 +149,7 @@ def check_json_place(settings: Settings) -> None:
         raise StorageError("--json", path, "name a file in a folder that you may write")
 
 
-def present(
-    settings: Settings, result: Mapping[str, object], *parts: RenderableType
-) -> None:
+def present(settings: Settings, result: Mapping[str, object], *parts: RenderableType) -> None:
     """Give a command's result: as JSON where it is asked for, and for a person.
 
     Args:
@@ -169,7 +169,7 @@ def present(
         write_bytes(settings.json, text.encode())
     console = console_for(sys.stdout)
     for part in parts:
-        console.print(part)
+        console.print(part, crop=False)
 
 
 def short_digest(digest: str | None) -> str | None:
@@ -182,20 +182,3 @@ def short_digest(digest: str | None) -> str | None:
         Its algorithm and first 12 digits, or None.
     """
     return None if digest is None else digest[: len("sha256:") + 12]
-
-
-def size_in_words(size: int) -> str:
-    """A number of bytes for a person, in units of 1,000.
-
-    Args:
-        size: Bytes.
-
-    Returns:
-        Such as ``"4.2 MB"``.
-    """
-    amount = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"

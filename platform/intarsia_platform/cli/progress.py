@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from intarsia_platform.cli.interruption import SignalKeeper
 from intarsia_platform.cli.output import console_for, is_terminal, one_line, say
+from intarsia_platform.reporting.measures import ACCURACY, PERPLEXITY, duration_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -139,7 +140,7 @@ class PlainWatch(RunWatch):
         """Say what the round gave and how long the others will take."""
         super().round_published(result)
         to_go = self.seconds_to_go()
-        left = "" if not to_go else f"; about {duration(to_go)} to go"
+        left = "" if not to_go else f"; about {duration_text(to_go)} to go"
         say(f"{round_line(result)}{left}")
 
     def client_measured(self, done: int, total: int) -> None:
@@ -267,32 +268,12 @@ def round_line(result: RoundResult) -> str:
         parts.append(f"{len(result.refused)} refused")
     if result.sat_out:
         parts.append(f"{len(result.sat_out)} sat out")
-    parts += [f"rank {result.rank}", duration(result.seconds)]
-    test = result.test
-    if test is not None and test.perplexity is not None:
-        parts.insert(0, f"perplexity {test.perplexity:.4g}")
-    elif test is not None and test.accuracy is not None:
-        parts.insert(0, f"accuracy {test.accuracy:.1%}")
+    parts += [f"rank {result.rank}", duration_text(result.seconds)]
+    for measure in (ACCURACY, PERPLEXITY):
+        value = measure.of(result.test)
+        if value is not None:
+            parts.insert(0, f"{measure.key} {measure.text(value)}")
     return f"round {result.round}: {', '.join(parts)}"
-
-
-def duration(seconds: float) -> str:
-    """A time span for a person.
-
-    Args:
-        seconds: Its length.
-
-    Returns:
-        Such as ``"0.4 s"``, ``"42 s"``, ``"3 min 20 s"`` or ``"2 h 5 min"``.
-    """
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _already(published: int) -> str:

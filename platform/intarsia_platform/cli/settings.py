@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import click
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from intarsia_platform.cli.interruption import SignalKeeper, explained
 from intarsia_platform.cli.quiet import silence_libraries
 
 if TYPE_CHECKING:
@@ -18,17 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Settings:
-    """What the common options say; filled while the command line is read.
+    """What a command line runs with; the common options are filled in while it is read.
 
     Args:
         home: ``--home``, None where it is not given.
         json: ``--json``, ``Path("-")`` for standard output, None where it is not given.
         debug: ``--debug``.
+        signals: The handler of Ctrl-C and SIGTERM.
     """
 
     home: Path | None = None
     json: Path | None = None
     debug: bool = False
+    signals: SignalKeeper = field(default_factory=SignalKeeper)
 
     def open_home(self, *, create: bool = False) -> Home:
         """Open the home.
@@ -67,11 +70,26 @@ class IntarsiaCommand(TyperCommand):
         """Add the common options to the command's own."""
         super().__init__(*args, **_with_common_options(options))
 
+    def get_help(self, ctx: click.Context) -> str:
+        """The help page; see :func:`_plain`."""
+        return _plain(super().get_help(ctx))
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, the libraries underneath it kept quiet unless ``--debug`` is given."""
+        """Run the command, the libraries underneath it kept quiet unless ``--debug`` is given.
+
+        Args:
+            ctx: The command's context.
+
+        Returns:
+            What the command returns.
+
+        Raises:
+            Interrupted: After Ctrl-C or SIGTERM.
+        """
         if not ctx.ensure_object(Settings).debug:
             silence_libraries()
-        return super().invoke(ctx)
+        with explained(lambda: "interrupted"):
+            return super().invoke(ctx)
 
 
 class IntarsiaGroup(TyperGroup):
@@ -80,6 +98,10 @@ class IntarsiaGroup(TyperGroup):
     def __init__(self, *args: Any, **options: Any) -> None:
         """Add the common options to the group's own."""
         super().__init__(*args, **_with_common_options(options))
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The help page; see :func:`_plain`."""
+        return _plain(super().get_help(ctx))
 
 
 def command_group(**options: Any) -> typer.Typer:
@@ -97,8 +119,15 @@ def command_group(**options: Any) -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
+        # Click suggests by itself; both together would say it twice.
+        suggest_commands=False,
         **options,
     )
+
+
+def _plain(page: str) -> str:
+    """A help page without the backslashes that Typer puts before brackets for Rich."""
+    return page.replace("\\[", "[")
 
 
 def _with_common_options(options: dict[str, Any]) -> dict[str, Any]:

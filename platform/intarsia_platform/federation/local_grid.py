@@ -179,25 +179,22 @@ class LocalGrid(Grid):
             message_ids: What to look for.
 
         Returns:
-            The replies among them not given out before, in the order of ``message_ids``.
+            The replies among them not given out before, in the order in which they were finished.
 
         Raises:
             StorageError: If client states cannot be saved.
         """
-        return [reply for reply, _ in self._pull(list(message_ids))]
+        return [reply for reply, _ in self._pull(message_ids)]
 
-    def _pull(self, message_ids: Sequence[str]) -> list[tuple[Message, float]]:
-        wanted = {message_id for message_id in message_ids if message_id in self._pending}
+    def _pull(self, message_ids: Iterable[str]) -> list[tuple[Message, float]]:
+        asked = set(message_ids)
         try:
-            if wanted:
-                self._work_on(wanted)
+            if not asked.isdisjoint(self._pending):
+                self._work_on(asked)
         finally:
             self._save_states()
-        return [
-            self._finished.pop(message_id)
-            for message_id in message_ids
-            if message_id in self._finished
-        ]
+        finished = [message_id for message_id in self._finished if message_id in asked]
+        return [self._finished.pop(message_id) for message_id in finished]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -222,7 +219,7 @@ class LocalGrid(Grid):
         waiting = dict.fromkeys(ids)
         try:
             while waiting and time.monotonic() < deadline:
-                for reply, finished_at in self._pull(list(waiting)):
+                for reply, finished_at in self._pull(waiting):
                     message_id = reply.metadata.reply_to_message_id
                     del waiting[message_id]
                     if finished_at <= deadline:

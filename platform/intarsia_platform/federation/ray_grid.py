@@ -32,7 +32,7 @@ from intarsia_platform.federation.ray_pool import Outcome, WorkerPool, WorkerSet
 from intarsia_platform.federation.ray_worker import PackedAnswers, PackedAssignment
 
 _CHUNK_SECONDS = 0.03
-_CHUNK_BYTES = 32 * 2**20
+_CHUNK_BYTES = 8 * 2**20
 _WAIT_SECONDS = 0.05
 _OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -228,26 +228,29 @@ class RayGrid(LocalGrid):
             chunk = self._next_chunk()
             if not chunk:
                 return
-            packed = [self._packed(message_id) for message_id in chunk]
-            keys = frozenset[int]().union(*(assignment.content.keys for assignment in packed))
-            worker.give(chunk, pickle.dumps(packed, protocol=5), self._broadcasts.references(keys))
+            keys = frozenset[int]().union(*(packed.content.keys for packed in chunk.values()))
+            payload = pickle.dumps(list(chunk.values()), protocol=5)
+            worker.give(tuple(chunk), payload, self._broadcasts.references(keys))
 
-    def _next_chunk(self) -> tuple[str, ...]:
+    def _next_chunk(self) -> dict[str, PackedAssignment]:
         """Take from what waits: first what must travel alone, then messages of one type."""
         if self._alone:
-            return (self._alone.popleft(),)
-        chunk: list[str] = []
-        limit, size = 1, 0
-        while self._queue and len(chunk) < limit:
+            message_id = self._alone.popleft()
+            return {message_id: self._packed(message_id)}
+        if not self._queue:
+            return {}
+        message_type = self._message_type(self._queue[0])
+        limit = self._sizes.size(message_type, len(self._queue))
+        chunk: dict[str, PackedAssignment] = {}
+        size = 0
+        while self._queue and len(chunk) < limit and size < _CHUNK_BYTES:
             message_id = self._queue[0]
-            message_type = self._message_type(message_id)
-            if not chunk:
-                first_type, limit = message_type, self._sizes.size(message_type, len(self._queue))
-            size += self._tasks[message_id].content.size
-            if chunk and (message_type != first_type or size > _CHUNK_BYTES):
+            if self._message_type(message_id) != message_type:
                 break
-            chunk.append(self._queue.popleft())
-        return tuple(chunk)
+            packed = chunk[message_id] = self._packed(message_id)
+            size += packed.content.size + len(packed.state or b"")
+            self._queue.popleft()
+        return chunk
 
     def _packed(self, message_id: str) -> PackedAssignment:
         assignment = self._assignment(self._pending[message_id])

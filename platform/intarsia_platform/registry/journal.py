@@ -9,7 +9,7 @@ collecting may be sent again to those who have not answered; what was accepted s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from intarsia_client.errors import InputError, IntegrityError, RefusedUpdate
 
@@ -24,6 +24,7 @@ from intarsia_platform.registry.participations import (
     add_bytes_down,
     insert_plan,
     insert_refusal,
+    open_unanswered,
     require_participant,
     settle,
     settle_open_as_late,
@@ -282,11 +283,56 @@ class RunJournal(RunHistory):
         Raises:
             IntegrityError: If the client is not in the round.
         """
+        return self._without_update(number, client, "failed", reason, detail)
+
+    def sit_out(self, number: int, client: str, reason: str, *, detail: str = "") -> bool:
+        """Note that a client that was asked sits the round out, such as for its privacy budget.
+
+        Args:
+            number: The round, planned or later.
+            client: A client of the round.
+            reason: A short word.
+            detail: The line for a person.
+
+        Returns:
+            Whether this settles its part; what was settled before stands.
+
+        Raises:
+            IntegrityError: If the client is not in the round.
+        """
+        return self._without_update(number, client, "sat-out", reason, detail)
+
+    def ask_again(self, number: int) -> int:
+        """Open the parts of clients that failed or were late, for a round that is taken up again.
+
+        Args:
+            number: The round, sent or collecting.
+
+        Returns:
+            How many there are.
+
+        Raises:
+            IntegrityError: If the round is closed to answers.
+        """
+        with self._database.begin() as connection:
+            row = steps.find_round(connection, self.run_id, number, for_update=True)
+            if row.state not in ("sent", "collecting"):
+                raise steps.illegal(self.run_id, number, row.state, "asking again")
+            return open_unanswered(connection, self.run_id, number)
+
+    def _without_update(
+        self,
+        number: int,
+        client: str,
+        status: Literal["failed", "sat-out"],
+        reason: str,
+        detail: str,
+    ) -> bool:
         with self._database.begin() as connection:
             steps.find_round(connection, self.run_id, number, for_update=True)
             require_participant(connection, self.run_id, number, client)
             return settle(
-                connection, self.run_id, number, client, "failed", reason=reason, detail=detail
+                connection, self.run_id, number, client, status, reason=reason, detail=detail
             )
 
     def mark_late(

@@ -194,7 +194,7 @@ def settle(
         run_id: The run.
         number: The round.
         client: The client.
-        status: ``"refused"``, ``"failed"`` or ``"late"``.
+        status: ``"refused"``, ``"failed"``, ``"late"`` or ``"sat-out"``.
         reason: A short word.
         detail: The line that goes with it, cut to :data:`MAX_DETAIL` characters.
         bytes_up: Bytes it sent.
@@ -212,6 +212,20 @@ def settle(
     if settled and spend is not None:
         record_spend(connection, spend)
     return settled
+
+
+def open_unanswered(connection: Connection, run_id: str, number: int) -> int:
+    """Open the parts of those that failed or were late again; gives how many there were."""
+    statement = (
+        update(ParticipationTable)
+        .where(
+            ParticipationTable.run_id == run_id,
+            ParticipationTable.round == number,
+            ParticipationTable.status.in_(("failed", "late")),
+        )
+        .values(status="planned", reason=None, detail=None)
+    )
+    return connection.execute(statement).rowcount
 
 
 def settle_open_as_late(connection: Connection, run_id: str, number: int) -> int:

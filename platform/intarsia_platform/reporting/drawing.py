@@ -105,11 +105,12 @@ def save_png(draw: Draw, path: Path, *, size: tuple[float, float], dots_per_inch
     write_bytes(path, stream.getvalue())
 
 
-def direct_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+def direct_labels(figure: Figure, axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     """Name lines at their right end instead of in a legend, moved apart where they would collide.
 
     Args:
-        axes: Its limits and scale are final.
+        figure: The picture.
+        axes: Its panel, with final limits and scale.
         labels: Of each line its last value, its name and its colour.
     """
     if not labels:
@@ -117,7 +118,7 @@ def direct_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     ordered = sorted(labels, key=lambda label: label[0])
     to_fraction = (axes.transData + axes.transAxes.inverted()).transform
     wanted = [float(to_fraction((axes.get_xlim()[0], value))[1]) for value, _, _ in ordered]
-    height = axes.get_position().height * axes.get_figure().get_size_inches()[1]
+    height = axes.get_position().height * figure.get_size_inches()[1]
     heights = spread(wanted, gap=0.16 / height)
     for fraction, (_, text, colour) in zip(heights, ordered, strict=True):
         axes.annotate(

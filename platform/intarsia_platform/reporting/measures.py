@@ -11,8 +11,8 @@ from intarsia_platform.results import ClientEvaluation, Measured, SimulationResu
 
 Item = TypeVar("Item")
 
-MISSING = "–"
-_THIN_SPACE = "\u202f"
+MISSING = "\u2013"
+THIN_SPACE = "\u202f"
 _MINUS = "\u2212"
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -39,7 +39,7 @@ class Measure:
         if value is None:
             return MISSING
         if self.key == "accuracy":
-            return f"{100 * value:.1f}{_THIN_SPACE}%"
+            return f"{100 * value:.1f}{THIN_SPACE}%"
         return three_digits(value)
 
     def gain(self, before: float | None, after: float | None) -> float | None:
@@ -73,7 +73,7 @@ class Measure:
             return f"{_signed(100 * (after - before), 1)} points"
         if before == 0:
             return MISSING
-        return f"{_signed(100 * (after / before - 1), 0)}{_THIN_SPACE}%"
+        return f"{_signed(100 * (after / before - 1), 0)}{THIN_SPACE}%"
 
 
 PERPLEXITY = Measure(key="perplexity", lower_is_better=True)
@@ -143,25 +143,26 @@ def three_digits(value: float) -> str:
 
 
 def bytes_text(number: float) -> str:
-    """Write a number of bytes with a decimal unit, such as ``"1.25 MB"``."""
+    """Write a number of bytes with a decimal unit, such as ``"1.2 MB"``."""
     size = float(number)
     for unit in _BYTE_UNITS:
         if size < 999.5 or unit == _BYTE_UNITS[-1]:
             break
         size /= 1000
     text = f"{size:.0f}" if unit == "B" else three_digits(size)
-    return f"{text}{_THIN_SPACE}{unit}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{text}{THIN_SPACE}{unit}"
 
 
 def duration_text(seconds: float) -> str:
     """Write a duration with its two largest units, such as ``"2 min 5 s"``."""
     whole = round(seconds)
     if seconds < 10:
-        return f"{seconds:.1f}{_THIN_SPACE}s"
+        return f"{seconds:.1f}{THIN_SPACE}s"
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
-    named = [f"{number}{_THIN_SPACE}{unit}" for number, unit in parts if number]
+    named = [f"{number}{THIN_SPACE}{unit}" for number, unit in parts if number]
     return " ".join(named[:2])
 
 

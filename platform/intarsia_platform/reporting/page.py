@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from intarsia_client.files import write_bytes
 
 from intarsia_platform.reporting.measures import (
-    MISSING,
-    Measure,
-    by_gain,
     bytes_text,
     duration_text,
-    evenly,
     measure_of,
     printable,
 )
@@ -26,67 +21,9 @@ from intarsia_platform.reporting.plots import (
     privacy_plot,
     traffic_plot,
 )
-from intarsia_platform.reporting.steps import NextStep, loading_code, next_steps
-from intarsia_platform.results import ClientEvaluation, Measured, SimulationResult
-
-MOST_ROWS = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One number of the clients' table.
-
-    Args:
-        text: The number for people.
-        change: Its change against the base alone, empty in the base's own column.
-        heat: Strength of the tint between 0 and 1.
-        kind: ``"better"``, ``"worse"`` or ``"plain"``: which tint.
-        best: Whether it is the row's best.
-    """
-
-    text: str
-    change: str = ""
-    heat: float = 0.0
-    kind: str = "plain"
-    best: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClientRow:
-    """One row of the clients' table.
-
-    Args:
-        client: The client's name.
-        rank: Its rank.
-        train_examples: Records that it trains on, for people.
-        test_examples: Records that it holds out, for people.
-        cells: Base alone, own adapter where anyone has one, federated adapter.
-        epsilon: Privacy that it has spent, for people; None where nobody spends any.
-    """
-
-    client: str
-    rank: int
-    train_examples: str
-    test_examples: str
-    cells: tuple[Cell, ...]
-    epsilon: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Headline:
-    """The result in one glance.
-
-    Args:
-        measure: What was measured.
-        before: It with the base alone.
-        after: It with the federated adapter.
-        sentence: What that means.
-    """
-
-    measure: str
-    before: str
-    after: str
-    sentence: str
+from intarsia_platform.reporting.steps import NextStep, loading_code, next_steps, on_lines
+from intarsia_platform.reporting.summary import absent, client_rows, comparison, facts, headline
+from intarsia_platform.results import SimulationResult
 
 
 def write_report(
@@ -100,7 +37,7 @@ def write_report(
 ) -> Path:
     """Write the report of a simulation as one HTML file without scripts or outside references.
 
-    The same result gives the same bytes.
+    The same result gives the same bytes. Every string is escaped.
 
     Args:
         path: Where the file shall be.
@@ -118,7 +55,6 @@ def write_report(
         StorageError: If the file cannot be written; nothing is left behind then.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("intarsia_platform.reporting", "templates"),
@@ -126,220 +62,36 @@ def write_report(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
     )
-    environment.filters |= {"bytes": bytes_text, "duration": duration_text, "name": printable}
-    measure = measure_of(result)
-    sheet = environment.get_template("report.css").render()
-    plots = {
-        "clients": clients_plot(result),
-        "learning": learning_plot(result),
-        "traffic": traffic_plot(result),
-        "privacy": privacy_plot(result),
+    environment.filters |= {
+        "bytes": bytes_text,
+        "duration": duration_text,
+        "name": printable,
+        "on_lines": on_lines,
     }
+    measure = measure_of(result)
     page = environment.get_template("report.html").render(
         title=title,
         introduction=introduction,
         result=result,
         measure=measure,
-        # Ours alone: the palette, a fixed sheet, and pictures whose texts matplotlib escapes.
-        style=Markup(f"{css_variables()}\n{sheet}"),
-        plots=plots,
-        svg=Markup,
+        palette=css_variables(),
+        plots={
+            "clients": clients_plot(result),
+            "learning": learning_plot(result),
+            "traffic": traffic_plot(result),
+            "privacy": privacy_plot(result),
+        },
         headline=headline(result),
+        facts=facts(result),
         rows=client_rows(result, measure),
         has_own=any(measure.of(client.own) is not None for client in result.clients),
         comparison=comparison(result),
-        facts=facts(result),
         absent=absent(result),
         configuration=json.dumps(result.configuration, indent=2, ensure_ascii=False, default=str),
         command=command,
         steps=next_steps(result) if steps is None else steps,
         loading=loading_code(result),
     )
-    write_bytes(path, page.encode())
+    write_bytes(path, page.encode("utf-8", errors="replace"))
     return path
-
-
-def headline(result: SimulationResult) -> Headline:
-    """The result in one glance: the server's test if there is one, else the clients' mean.
-
-    Args:
-        result: The simulation.
-
-    Returns:
-        The numbers before and after, and a sentence on the share gained.
-    """
-    measure = measure_of(result)
-    before, after = measure.of(result.base), measure.of(result.final)
-    where = "on the server's held-out records"
-    if before is None or after is None:
-        pairs = [
-            (one, other)
-            for one, other in (
-                (measure.of(client.base), measure.of(client.federated)) for client in result.clients
-            )
-            if one is not None and other is not None
-        ]
-        if not pairs:
-            sentence = "No model was measured on held-out records."
-            return Headline(measure=measure.key, before=MISSING, after=MISSING, sentence=sentence)
-        before, after = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
-        where = "on average over the clients' held-out records"
-    return Headline(
-        measure=measure.key,
-        before=measure.text(before),
-        after=measure.text(after),
-        sentence=f"{_share_gained(measure, before, after)} {where}.",
-    )
-
-
-def comparison(result: SimulationResult) -> str:
-    """How many clients the federated adapter serves better than the base and than their own.
-
-    Args:
-        result: The simulation.
-
-    Returns:
-        One or two sentences; empty where clients were not evaluated.
-    """
-    measure = measure_of(result)
-    sentences = []
-    for other, words in (("base", "the base alone"), ("own", "an adapter of their own")):
-        better, worse = [], []
-        for client in result.clients:
-            federated = measure.of(client.federated)
-            value = measure.of(getattr(client, other))
-            if federated is None or value is None:
-                continue
-            (better if measure.is_better(federated, value) else worse).append(client.client)
-        total = len(better) + len(worse)
-        if not total:
-            continue
-        names = f" (not {', '.join(worse)})" if 0 < len(worse) <= 3 else ""
-        sentences.append(
-            f"The federated adapter does better than {words} for {len(better)} of {total} "
-            f"clients{names}."
-        )
-    return " ".join(sentences)
-
-
-def client_rows(result: SimulationResult, measure: Measure) -> list[ClientRow]:
-    """The table that matters, the most gained first.
-
-    Args:
-        result: The simulation.
-        measure: The number to show.
-
-    Returns:
-        At most :data:`MOST_ROWS` rows, evenly chosen.
-    """
-    clients = evenly(by_gain(result.clients, measure), MOST_ROWS)
-    with_own = any(measure.of(client.own) is not None for client in clients)
-    gains = [
-        abs(gain)
-        for client in clients
-        for other in (client.own, client.federated)
-        if (gain := measure.gain(measure.of(client.base), measure.of(other))) is not None
-    ]
-    strongest = max(gains, default=0.0) or 1.0
-    spent = _spent(result)
-    return [
-        ClientRow(
-            client=client.client,
-            rank=client.rank,
-            train_examples=f"{client.train_examples:,}",
-            test_examples=f"{client.test_examples:,}",
-            cells=_cells(client, measure, strongest, with_own=with_own),
-            epsilon=spent.get(client.client, MISSING) if spent else None,
-        )
-        for client in clients
-    ]
-
-
-def facts(result: SimulationResult) -> list[tuple[str, str]]:
-    """The run's size, as pairs of a name and a number.
-
-    Args:
-        result: The simulation.
-
-    Returns:
-        Those that are known.
-    """
-    clients = {client.client: client.train_examples for client in result.clients}
-    for entry in result.rounds:
-        for client in entry.clients:
-            clients.setdefault(client.client, client.number_of_examples)
-    up = sum(entry.bytes_up for entry in result.rounds)
-    known = [
-        ("clients", f"{len(clients):,}" if clients else ""),
-        ("rounds", f"{len(result.rounds):,}"),
-        ("training records", f"{sum(clients.values()):,}" if clients else ""),
-        ("rank of the adapter", str(result.adapter.rank)),
-        ("sent by clients", bytes_text(up)),
-        ("time", duration_text(result.seconds)),
-    ]
-    return [(name, value) for name, value in known if value]
-
-
-def absent(result: SimulationResult) -> list[tuple[int, str, str, str]]:
-    """Clients that had no part in a round.
-
-    Args:
-        result: The simulation.
-
-    Returns:
-        Round, client, ``"refused"`` or ``"sat out"``, and the reason; at most :data:`MOST_ROWS`.
-    """
-    rows = [
-        (entry.round, missing.client, kind, missing.reason)
-        for entry in result.rounds
-        for kind, group in (("refused", entry.refused), ("sat out", entry.sat_out))
-        for missing in group
-    ]
-    return rows[:MOST_ROWS]
-
-
-def _share_gained(measure: Measure, before: float, after: float) -> str:
-    if before == after:
-        return "No change"
-    if measure.key == "accuracy":
-        points = 100 * abs(after - before)
-        return f"{points:.1f} points {'gained' if after > before else 'lost'}"
-    share = 100 * abs(after / before - 1) if before else 0.0
-    digits = 0 if share >= 1 else 2
-    return f"{share:.{digits}f}\u202f% {'lower' if after < before else 'higher'}"
-
-
-def _cells(
-    client: ClientEvaluation, measure: Measure, strongest: float, *, with_own: bool
-) -> tuple[Cell, ...]:
-    base = measure.of(client.base)
-    models: list[Measured | None] = (
-        [client.own, client.federated] if with_own else [client.federated]
-    )
-    values = [measure.of(model) for model in (client.base, *models)]
-    present = [value for value in values if value is not None]
-    best = (min if measure.lower_is_better else max)(present, default=None)
-    cells = [Cell(text=measure.text(base), best=base is not None and base == best)]
-    for value in values[1:]:
-        gain = measure.gain(base, value)
-        cells.append(
-            Cell(
-                text=measure.text(value),
-                change="" if gain is None else measure.change(base, value),
-                heat=0.0 if gain is None else round(abs(gain) / strongest, 3),
-                kind="plain" if not gain else "better" if gain > 0 else "worse",
-                best=value is not None and value == best,
-            )
-        )
-    return tuple(cells)
-
-
-def _spent(result: SimulationResult) -> dict[str, str]:
-    return {
-        client.client: f"{client.epsilon:.2f}"
-        for entry in result.rounds
-        for client in entry.clients
-        if client.epsilon is not None
-    }

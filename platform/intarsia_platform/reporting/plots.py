@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intarsia_platform.reporting.drawing import direct_labels, save_png, svg_of
 from intarsia_platform.reporting.measures import (
+    Measure,
     by_gain,
     bytes_text,
     evenly,
     measure_of,
 )
 from intarsia_platform.reporting.palette import FEDERATED, WORSE
-from intarsia_platform.results import SimulationResult
+from intarsia_platform.reporting.panels import (
+    MOST_LINES,
+    draw_bars,
+    draw_bytes,
+    draw_dumbbells,
+    draw_learning,
+    draw_ranks,
+    draw_train_losses,
+    label_rounds,
+    models_of,
+)
+from intarsia_platform.results import ClientEvaluation, SimulationResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CLIENTS = 40
+_MOST_GROUPS = 12
 _WIDTH = 8.4
 
 
@@ -46,25 +61,25 @@ def clients_plot(result: SimulationResult) -> Plot | None:
         The plot, or None where no client was evaluated.
     """
     measure = measure_of(result)
-    everyone = [client for client in result.clients if values_of(client, measure)]
+    everyone = _evaluated(result, measure)
     if not everyone:
         return None
-    clients = evenly(by_gain(everyone, measure), MOST_CLIENTS)
+    clients = evenly(everyone, MOST_CLIENTS)
     height = 0.95 + 0.29 * len(clients)
-    label = f"Held-out {measure.key} of {len(clients)} clients under three models; the same " + (
-        "numbers stand in the table."
-    )
-    better = "left" if measure.lower_is_better else "right"
-    caption = f"Held-out {measure.key}; further {better} is better. The most gained stands on top."
+    direction = "left" if measure.lower_is_better else "right"
+    caption = f"Held-out {measure.key}; further {direction} is better. "
+    caption += "The client that gained most stands on top."
     if len(clients) < len(everyone):
         caption += f" {len(clients)} of {len(everyone)} clients, evenly from best to worst gain."
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((0.19, 0.45 / height, 0.78, 1 - 0.8 / height))
-        draw_dumbbells(axes, clients, measure)
+        axes = figure.add_axes((0.18, 0.42 / height, 0.79, 1 - 0.82 / height))
+        draw_dumbbells(figure, axes, clients, measure)
 
-    svg = svg_of(draw, name="clients", size=(_WIDTH, height), label=label)
-    return Plot(svg=svg, caption=caption)
+    label = f"{caption} The same numbers stand in the table."
+    return Plot(
+        svg=svg_of(draw, name="clients", size=(_WIDTH, height), label=label), caption=caption
+    )
 
 
 def learning_plot(result: SimulationResult) -> Plot | None:
@@ -77,35 +92,33 @@ def learning_plot(result: SimulationResult) -> Plot | None:
         The plot, or None where there is nothing to draw.
     """
     measure = measure_of(result)
-    tested = any(measure.of(entry.test) is not None for entry in result.rounds)
+    final = measure.of(result.final)
     losses = _train_losses(result)
-    if not tested and not losses:
-        return None
-    parts, sentences = [], []
-    if tested:
-        last = measure.text(measure.of(result.final))
+    sentences = []
+    if final is not None:
+        before = measure.text(measure.of(result.base))
         sentences.append(
-            f"Test {measure.key} at the server, {measure.text(measure.of(result.base))} with the "
-            f"base alone and {last} after the last round."
+            f"Test {measure.key} at the server: {before} with the base alone, "
+            f"{measure.text(final)} after the last round."
         )
     if losses:
-        sentences.append("Mean training loss that each client reports, in nats.")
+        shown = f", of {MOST_LINES} evenly chosen clients" if len(losses) > MOST_LINES else ""
+        sentences.append(f"Mean training loss that each client reports, in nats{shown}.")
+    if not sentences:
+        return None
 
     def draw(figure: Figure) -> None:
-        panels = int(tested) + int(bool(losses))
-        width = 0.88 if panels == 1 else 0.33
-        if tested:
-            parts.append(axes := figure.add_axes((0.065, 0.15, width, 0.7)))
-            draw_learning(axes, result, measure)
+        alone = len(sentences) == 1
+        if final is not None:
+            axes = figure.add_axes((0.065, 0.15, 0.83 if alone else 0.355, 0.7))
+            draw_learning(figure, axes, result, measure)
         if losses:
-            left = 0.065 if panels == 1 else 0.535
-            parts.append(axes := figure.add_axes((left, 0.15, width - 0.02, 0.7)))
-            draw_train_losses(axes, losses)
+            place = (0.065, 0.15, 0.78, 0.7) if alone else (0.54, 0.15, 0.315, 0.7)
+            draw_train_losses(figure, figure.add_axes(place), losses)
 
     caption = " ".join(sentences)
-    return Plot(
-        svg=svg_of(draw, name="learning", size=(_WIDTH, 3.1), label=caption), caption=caption
-    )
+    svg = svg_of(draw, name="learning", size=(_WIDTH, 3.1), label=caption)
+    return Plot(svg=svg, caption=caption)
 
 
 def traffic_plot(result: SimulationResult) -> Plot | None:
@@ -126,19 +139,17 @@ def traffic_plot(result: SimulationResult) -> Plot | None:
         f"The federated adapter has rank {result.adapter.rank}. Clients sent {bytes_text(up)} in "
         f"all and received {bytes_text(down)}."
     )
-    height = max(2.4, 0.9 + 0.2 * len(ranks))
+    height = max(2.6, 0.9 + 0.21 * len(ranks))
 
     def draw(figure: Figure) -> None:
-        low, tall = 0.42 / height, 1 - 0.84 / height
+        low, tall = 0.45 / height, 1 - 0.9 / height
         if ranks:
-            draw_ranks(figure.add_axes((0.16, low, 0.28, tall)), ranks)
-        draw_bytes(
-            figure.add_axes((0.57, low, 0.4, tall) if ranks else (0.1, low, 0.86, tall)), result
-        )
+            draw_ranks(figure.add_axes((0.18, low, 0.25, tall)), ranks)
+        place = (0.56, low, 0.41, tall) if ranks else (0.1, low, 0.87, tall)
+        draw_bytes(figure, figure.add_axes(place), result)
 
-    return Plot(
-        svg=svg_of(draw, name="traffic", size=(_WIDTH, height), label=caption), caption=caption
-    )
+    svg = svg_of(draw, name="traffic", size=(_WIDTH, height), label=caption)
+    return Plot(svg=svg, caption=caption)
 
 
 def privacy_plot(result: SimulationResult) -> Plot | None:
@@ -151,34 +162,41 @@ def privacy_plot(result: SimulationResult) -> Plot | None:
         The plot, or None without differential privacy.
     """
     spent = [
-        (entry.round, entry.epsilon_max) for entry in result.rounds if entry.epsilon_max is not None
+        (entry.round, entry.epsilon_max)
+        for entry in result.rounds
+        if entry.epsilon_max is not None and math.isfinite(entry.epsilon_max)
     ]
     if not spent:
         return None
     privacy = result.configuration.get("privacy", {})
     budget, delta = privacy.get("epsilon"), privacy.get("delta")
     caption = f"The most that any client has spent is ε = {spent[-1][1]:.2f}"
-    caption += f" at δ = {delta:g}" if isinstance(delta, float) else ""
+    caption += f" at δ = {delta:.0e}".replace("e-0", "e-") if isinstance(delta, float) else ""
     caption += f", of a budget of {budget:g}." if isinstance(budget, int | float) else "."
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((0.065, 0.18, 0.8, 0.64))
+        axes = figure.add_axes((0.065, 0.19, 0.83, 0.62))
         axes.set_title("Privacy spent, ε")
-        rounds, values = [0, *(number for number, _ in spent)], [0.0, *(each for _, each in spent)]
-        axes.step(rounds, values, where="post", color=FEDERATED.light, linewidth=2)
-        axes.plot(rounds[-1:], values[-1:], "o", color=FEDERATED.light, markersize=5)
+        rounds, values = zip((0, 0.0), *spent, strict=True)
+        axes.plot(
+            rounds,
+            values,
+            color=FEDERATED.light,
+            linewidth=2.2,
+            marker="o",
+            markersize=4.5,
+            clip_on=False,
+        )
+        labels = [(values[-1], "spent", FEDERATED.light)]
         if isinstance(budget, int | float):
             axes.axhline(budget, color=WORSE.light, linewidth=1.2, linestyle=(0, (4, 3)))
+            labels.append((float(budget), "budget", WORSE.light))
         axes.set_ylim(bottom=0)
-        round_axis(axes, rounds[-1], first=0)
-        named = [(values[-1], "spent", FEDERATED.light)]
-        if isinstance(budget, int | float):
-            named.append((float(budget), "budget", WORSE.light))
-        direct_labels(axes, named)
+        label_rounds(axes, rounds[-1], first=0)
+        direct_labels(figure, axes, labels)
 
-    return Plot(
-        svg=svg_of(draw, name="privacy", size=(_WIDTH, 2.3), label=caption), caption=caption
-    )
+    svg = svg_of(draw, name="privacy", size=(_WIDTH, 2.3), label=caption)
+    return Plot(svg=svg, caption=caption)
 
 
 def save_figure_png(result: SimulationResult, path: Path) -> None:
@@ -192,18 +210,23 @@ def save_figure_png(result: SimulationResult, path: Path) -> None:
         StorageError: If the file cannot be written.
     """
     measure = measure_of(result)
-    clients = [client for client in result.clients if values_of(client, measure)]
-    clients = evenly(by_gain(clients, measure), 12)
+    clients = evenly(_evaluated(result, measure), _MOST_GROUPS)
     height = max(3.4, 1.1 + 0.42 * len(clients))
 
     def draw(figure: Figure) -> None:
         low, tall = 0.5 / height, 1 - 1.02 / height
         if clients:
-            draw_bars(figure.add_axes((0.125, low, 0.455, tall)), clients, measure)
+            axes = figure.add_axes((0.125, low, 0.455, tall))
+            draw_bars(figure, axes, clients, measure)
         place = (0.67, low, 0.25, tall) if clients else (0.09, low, 0.8, tall)
-        draw_learning(figure.add_axes(place), result, measure)
+        draw_learning(figure, figure.add_axes(place), result, measure)
 
     save_png(draw, path, size=(10.4, height), dots_per_inch=170)
+
+
+def _evaluated(result: SimulationResult, measure: Measure) -> Sequence[ClientEvaluation]:
+    """Clients measured with at least one model, the most gained first."""
+    return by_gain((client for client in result.clients if models_of([client], measure)), measure)
 
 
 def _ranks(result: SimulationResult) -> dict[str, int]:
@@ -215,6 +238,7 @@ def _train_losses(result: SimulationResult) -> dict[str, list[tuple[int, float]]
     losses: dict[str, list[tuple[int, float]]] = {}
     for entry in result.rounds:
         for client in entry.clients:
-            if client.train_loss is not None:
+            # A loss that overflowed is a gap in the curve, not its scale.
+            if client.train_loss is not None and math.isfinite(client.train_loss):
                 losses.setdefault(client.client, []).append((entry.round, client.train_loss))
     return losses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,21 @@ def next_steps(
             )
         )
     return tuple(steps)
+
+
+def on_lines(command: str, longest: int = 88) -> str:
+    """Break a long command before its options, so that it can still be pasted whole.
+
+    Args:
+        command: What to type.
+        longest: Commands up to so many characters stay as they are.
+
+    Returns:
+        The command, with backslashes at the ends of its lines where it was broken.
+    """
+    if len(command) <= longest or "'" in command or '"' in command:
+        return command
+    return re.sub(r" (?=--[a-z])", " \\\\\n  ", command)
 
 
 def loading_code(result: SimulationResult) -> str:

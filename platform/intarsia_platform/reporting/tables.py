@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from intarsia_platform.reporting.measures import (
+    MISSING,
     Measure,
     by_gain,
     bytes_text,
@@ -32,10 +36,11 @@ def clients_table(result: SimulationResult) -> Table:
     measure = measure_of(result)
     clients = by_gain(result.clients, measure)
     shown = evenly(clients, MOST_ROWS)
-    table = Table(title=f"Held-out {measure.key} of each client", title_justify="left")
+    table = _table(f"Held-out {measure.key} of each client")
     if len(shown) < len(clients):
         table.caption = f"{len(shown)} of {len(clients)} clients, evenly from best to worst gain"
-    table.add_column("client", overflow="fold")
+    longest = max((len(client.client) for client in shown), default=0)
+    table.add_column("client", overflow="fold", min_width=min(longest, 20))
     for heading in ("rank", "records", "base alone", "own adapter", "federated", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
     for client in shown:
@@ -50,18 +55,21 @@ def rounds_table(result: SimulationResult) -> Table:
         result: The simulation.
 
     Returns:
-        A table; the base alone stands in its first row.
+        A table; the base alone stands in its first row. Columns that would be empty are left out.
     """
     measure = measure_of(result)
-    private = any(entry.epsilon_max is not None for entry in result.rounds)
-    table = Table(title="Rounds", title_justify="left")
-    headings = ["round", f"test {measure.key}", "accepted", "refused", "sat out", "up", "down"]
-    for heading in [*headings, "time", *(["largest epsilon"] if private else [])]:
+    table = _table(f"Test {measure.key} after each round")
+    columns = _round_columns(result.rounds, measure)
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row("base", measure.text(measure.of(result.base)))
     for entry in result.rounds:
-        table.add_row(*_round_cells(entry, measure, private=private))
+        table.add_row(*(text(entry) for text in columns.values()))
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
 
 
 def _client_cells(client: ClientEvaluation, measure: Measure) -> list[Text]:
@@ -83,17 +91,26 @@ def _client_cells(client: ClientEvaluation, measure: Measure) -> list[Text]:
     return [*cells, Text(measure.change(base, federated), style=style)]
 
 
-def _round_cells(entry: RoundResult, measure: Measure, *, private: bool) -> list[str]:
-    cells = [
-        str(entry.round),
-        measure.text(measure.of(entry.test)),
-        str(entry.accepted),
-        str(len(entry.refused)),
-        str(len(entry.sat_out)),
-        bytes_text(entry.bytes_up),
-        bytes_text(entry.bytes_down),
-        duration_text(entry.seconds),
-    ]
-    if private:
-        cells.append("–" if entry.epsilon_max is None else f"{entry.epsilon_max:.2f}")
-    return cells
+def _round_columns(
+    rounds: Sequence[RoundResult], measure: Measure
+) -> dict[str, Callable[[RoundResult], str]]:
+    """From each column's heading to what stands in it."""
+    columns: dict[str, Callable[[RoundResult], str]] = {
+        "round": lambda entry: str(entry.round),
+        measure.key: lambda entry: measure.text(measure.of(entry.test)),
+        "accepted": lambda entry: str(entry.accepted),
+    }
+    if any(entry.refused for entry in rounds):
+        columns["refused"] = lambda entry: str(len(entry.refused))
+    if any(entry.sat_out for entry in rounds):
+        columns["sat out"] = lambda entry: str(len(entry.sat_out))
+    columns |= {
+        "up": lambda entry: bytes_text(entry.bytes_up),
+        "down": lambda entry: bytes_text(entry.bytes_down),
+        "time": lambda entry: duration_text(entry.seconds),
+    }
+    if any(entry.epsilon_max is not None for entry in rounds):
+        columns["epsilon"] = lambda entry: (
+            MISSING if entry.epsilon_max is None else f"{entry.epsilon_max:.2f}"
+        )
+    return columns

@@ -231,7 +231,6 @@ def _federate(
         run_name=plan.run,
         configuration=configuration.as_mapping(),
         tags={"intarsia.run": plan.run},
-        existing_run_id=run.journal.run_row().mlflow_run_id,
     )
     tracker.log_base(base_alone)
     watch = _Watch(run, tracker)
@@ -329,8 +328,6 @@ class _Watch:
         result = round_result(run.journal, run.ledger, run.plan.privacy, row)
         run.observer.round_published(result)
         self._tracker.log_round(result)
-        if self._tracker.run_id is not None:
-            run.journal.set_mlflow_run(self._tracker.run_id)
 
 
 def _tracker(
