@@ -297,7 +297,10 @@ class PrivateGradients:
         Args:
             losses: Each example's own loss, independent of the others, shape (examples,).
         """
-        torch.autograd.backward(losses.sum())
+        with warnings.catch_warnings():
+            # The first adapted layer's input needs no gradient, which is as it should be.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            torch.autograd.backward(losses.sum())
         gradients = [self._taken(parameter) for parameter in self._parameters]
         norms = torch.stack([one.norm(dim=1) for one in gradients], dim=1).norm(dim=1)
         finite = norms.isfinite()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,6 +152,12 @@ def test_a_field_longer_than_the_csv_modules_own_limit_is_read(tmp_path: Path) -
     assert len(read_records(tmp_path / "data.csv")[0].text) == 200_000
 
 
+def test_a_folders_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in "dbhafcge":
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    assert [record.text for record in read_records(tmp_path)] == list("abcdefgh")
+
+
 MALFORMED = [
     ("data.jsonl", b'{"text": "a"}\n{"text": \n', ":2: Expecting value at column 10"),
     ("data.jsonl", b'{"text": "a"}\n\n["a"]\n', ":3: a JSON list"),
@@ -262,9 +269,13 @@ def test_an_overlong_line_is_refused_before_it_is_read_whole(
 ) -> None:
     monkeypatch.setattr(records_module, "MAX_LINE_BYTES", 1 << 20)
     path = tmp_path / "data.jsonl"
-    path.write_bytes(b'{"text": "a"}\n' + b"x" * ((1 << 20) + 1))
+    path.write_bytes(b'{"text": "a"}\n' + b"x" * (1 << 25))
+    tracemalloc.start()
     with pytest.raises(InputError, match=":2: longer than 1 MiB"):
         read_records(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 23
 
 
 def test_without_pyarrow_the_error_says_what_to_install(

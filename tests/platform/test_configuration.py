@@ -167,7 +167,7 @@ def test_overrides_are_toml_or_bare_strings(tmp_path: Path) -> None:
         "engine.grid=inprocess",
         "evaluation.clients=false",
         "train.epochs=3",
-        "data.text=a\nb = 1",
+        'data.text="a"\nb = 1',
     )
     assert configuration.train.epochs == 3
     assert configuration.lora.ranks == (4, 64)
@@ -175,7 +175,7 @@ def test_overrides_are_toml_or_bare_strings(tmp_path: Path) -> None:
     assert configuration.model.base == "quoted"
     assert configuration.engine.grid == "inprocess"
     assert configuration.evaluation.clients is False
-    assert configuration.data.text == "a\nb = 1"
+    assert configuration.data.text == '"a"\nb = 1'
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "epochs=2", ".epochs=2", "train.=2", "=", ""])
@@ -217,6 +217,8 @@ REFUSED = [
     ("[train]\nepoch = 2", "train.epoch: 2; there is no such key, the nearest is train.epochs"),
     ("[trian]\nepochs = 2", 'trian: {"epochs": 2}; there is no such key, the nearest is train'),
     ("[engine]\nepochs = 2", "engine.epochs: 2; there is no such key, the nearest is train.epochs"),
+    ("[evaluation]\nround = 2",
+     "evaluation.round: 2; there is no such key, the nearest is evaluation.rounds"),
     ("[data.deep]\nx = 1", 'data.deep: {"x": 1}; there is no such key'),
     ("[train]\nepochs = 1.0", "train.epochs: 1.0; write a whole number"),
     ("[train]\nepochs = true", "train.epochs: true; write a whole number"),

@@ -170,6 +170,8 @@ def test_held_out_records_are_dealt_where_the_training_was() -> None:
     train = partition_records(labelled(40, 4), rule="iid", clients=4, seed=0)
     parts = partition_test(labelled(10, 4), train=train, rule="iid", seed=0)
     assert sorted(len(part) for part in parts.values()) == [2, 2, 3, 3]
+    assert parts == partition_test(labelled(10, 4), train=train, rule="iid", seed=0)
+    assert parts != partition_test(labelled(10, 4), train=train, rule="iid", seed=1)
     few = partition_test(labelled(2, 2), train=train, rule="iid", seed=0)
     assert len(few) == 2 and all(len(part) == 1 for part in few.values())
 

@@ -220,8 +220,7 @@ def link(
         if digest not in known:
             raise _unknown(digest)
     serialise(connection, "lineage")
-    reach = _reach_down(child)
-    below = set(connection.execute(select(reach.c.digest)).scalars()) & set(others)
+    below = _made_of(connection, child) & set(others)
     if below and circular == "refuse":
         raise IntegrityError(
             f"lineage of {child}",
@@ -236,6 +235,15 @@ def link(
     ]
     insert_all_if_absent(connection, LineageTable, rows)
     return True
+
+
+def _made_of(connection: Connection, digest: str) -> set[str]:
+    """Everything below an artefact; mostly nothing, which one look at the index tells."""
+    first = select(LineageTable.child).where(LineageTable.parent == digest).limit(1)
+    if connection.execute(first).first() is None:
+        return set()
+    reached = _reach_down(digest)
+    return set(connection.execute(select(reached.c.digest)).scalars())
 
 
 def _reach_down(digest: str) -> CTE:

@@ -70,7 +70,7 @@ def svg_of(draw: Draw, *, name: str, size: tuple[float, float], label: str) -> s
     drawn = stream.getvalue()
     drawn = drawn[drawn.index("<svg") :]
     # Groups are numbered alike in every picture, and the style would rule the whole page.
-    drawn = re.sub(r'<g id="[^"]*">', "<g>", drawn)
+    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)
     drawn = re.sub(r"<defs>\s*<style[^>]*>[^<]*</style>\s*</defs>", "", drawn, count=1)
     view = re.search(r'viewBox="[^"]*"', drawn)
     body = drawn[drawn.index(">") + 1 :]

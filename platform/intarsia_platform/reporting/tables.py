@@ -69,7 +69,14 @@ def rounds_table(result: SimulationResult) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
 
 
 def _client_cells(client: ClientEvaluation, measure: Measure) -> list[Text]:
@@ -103,7 +110,7 @@ def _round_columns(
     if any(entry.refused for entry in rounds):
         columns["refused"] = lambda entry: str(len(entry.refused))
     if any(entry.sat_out for entry in rounds):
-        columns["sat out"] = lambda entry: str(len(entry.sat_out))
+        columns["sat\nout"] = lambda entry: str(len(entry.sat_out))
     columns |= {
         "up": lambda entry: bytes_text(entry.bytes_up),
         "down": lambda entry: bytes_text(entry.bytes_down),

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -148,7 +149,7 @@ def test_broadcasts_are_found_by_identity_and_freed_after_their_last_use(one_ray
 
 
 @slow
-def test_workers_have_the_environment_and_threads_they_were_given(grid, monkeypatch):
+def test_workers_have_the_environment_and_threads_they_were_given(grid):
     (reply,) = grid.send_and_receive(messages("query", [1]))
     described = reply.content["described"]
     assert described["extra"] == "here"
@@ -281,24 +282,36 @@ def drive(options, *arguments, **environment):
 
 
 @slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_running_when_the_driver_goes(how, tmp_path):
-    token = f"intarsia-{uuid.uuid4()}"
-    driver = drive({}, str(tmp_path), INTARSIA_TOKEN=token, TMPDIR=str(tmp_path))
-    try:
-        described = json.loads(driver.stdout.readline())
-        assert {one["system"] for one in described} == {"Linux"}
-        assert len(processes_with(token)) > 3
-        time.sleep(0.5)
-        driver.send_signal(how)
-        _, errors = driver.communicate(timeout=20)
-        assert driver.returncode != 0
-        assert ("KeyboardInterrupt" in errors) == (how is signal.SIGINT)
-        assert wait_until(lambda: not processes_with(token))
-    finally:
-        driver.kill()
-        for process in processes_with(token):
-            os.kill(process, signal.SIGKILL)
+def test_nothing_is_left_running_when_the_driver_goes(tmp_path):
+    """Three drivers with a Ray of their own, stopped in the middle of a round in three ways."""
+    drivers = {}
+    with tempfile.TemporaryDirectory(prefix="i", dir="/tmp") as short:
+        try:
+            for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+                token, folder = f"intarsia-{uuid.uuid4()}", Path(short) / how.name
+                folder.mkdir()
+                started = drive({}, str(tmp_path), INTARSIA_TOKEN=token, TMPDIR=str(folder))
+                drivers[how] = started, token, folder
+            for driver, token, folder in drivers.values():
+                described = json.loads(driver.stdout.readline())
+                assert {one["system"] for one in described} == {"Linux"}
+                assert len(processes_with(token)) > 3
+                assert list(folder.iterdir())
+            time.sleep(0.5)
+            for how, (driver, token, folder) in drivers.items():
+                driver.send_signal(how)
+                _, errors = driver.communicate(timeout=30)
+                assert driver.returncode != 0
+                assert ("KeyboardInterrupt" in errors) == (how is signal.SIGINT)
+                assert wait_until(lambda token=token: not processes_with(token))
+                assert how is signal.SIGKILL or not list(folder.iterdir())
+            assert list(tmp_path.iterdir()) == []
+        finally:
+            for driver, token, _ in drivers.values():
+                driver.kill()
+                driver.communicate()
+                for process in processes_with(token):
+                    os.kill(process, signal.SIGKILL)
 
 
 def free_ports(count):
@@ -311,40 +324,43 @@ def free_ports(count):
     return ports
 
 
+def is_open(port):
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
 @slow
-def test_a_cluster_of_someone_else_is_used_and_left_alone(tmp_path):
+def test_a_cluster_of_someone_else_is_used_and_left_alone():
     """A real head node, found through RAY_ADDRESS, whose one GPU two workers share."""
     token = f"intarsia-{uuid.uuid4()}"
     gcs, manager, objects, agent, metrics, runtime = free_ports(6)
-    folder = Path("/tmp") / token[:16]  # noqa: S108 - Ray's sockets need a short path
-    command = [
-        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
-        *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--node-manager-port={manager}"),
-        *(f"--object-manager-port={objects}", f"--dashboard-agent-listen-port={agent}"),
-        *(f"--metrics-export-port={metrics}", f"--runtime-env-agent-port={runtime}"),
-        *("--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=134217728"),
-        *("--num-cpus=2", "--num-gpus=1", f"--temp-dir={folder}"),
-    ]
     paths = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "INTARSIA_TOKEN": token, "PYTHONPATH": paths}
-    head = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        options = {"gpus_per_worker": 0.5}
-        address = {"RAY_ADDRESS": f"127.0.0.1:{gcs}"}
-        assert wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", gcs)) == 0)
-        for _ in range(2):
-            driver = drive(options, **address)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with tempfile.TemporaryDirectory(prefix="i", dir="/tmp") as short:
+        command = [
+            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
+            *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--node-manager-port={manager}"),
+            *(f"--object-manager-port={objects}", f"--dashboard-agent-listen-port={agent}"),
+            *(f"--metrics-export-port={metrics}", f"--runtime-env-agent-port={runtime}"),
+            *("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={short}"),
+            *("--num-cpus=2", "--num-gpus=1", "--object-store-memory=134217728"),
+        ]
+        head = subprocess.Popen(command, env=environment, **quiet)
+        try:
+            assert wait_until(lambda: is_open(gcs))
+            driver = drive({"gpus_per_worker": 0.5}, RAY_ADDRESS=f"127.0.0.1:{gcs}")
             output, errors = driver.communicate(timeout=60)
             assert driver.returncode == 0, errors
             described = json.loads(output)
             assert [one["devices"] for one in described] == ["0", "0"]
+            assert len({one["process"] for one in described}) == 2
             assert [one["system"] for one in described] == ["Linux", "Linux"]
-            assert head.poll() is None
-    finally:
-        head.terminate()
-        head.wait(timeout=20)
-        wait_until(lambda: not processes_with(token), seconds=5.0)
-        for process in processes_with(token):
-            os.kill(process, signal.SIGKILL)
+            assert head.poll() is None and is_open(gcs)
+            assert not any(Path("/proc", one["process"]).exists() for one in described)
+        finally:
+            head.terminate()
+            head.wait(timeout=20)
+            wait_until(lambda: not processes_with(token), seconds=5.0)
+            for process in processes_with(token):
+                os.kill(process, signal.SIGKILL)

@@ -144,9 +144,7 @@ def test_a_name_goes_before_a_digest(registry: AdapterRegistry, tmp_path: Path) 
     assert registry.get(first.digest[7:13]) == second
 
 
-def test_out_and_in_again(
-    registry: AdapterRegistry, database: Database, tmp_path: Path
-) -> None:
+def test_out_and_in_again(registry: AdapterRegistry, database: Database, tmp_path: Path) -> None:
     prepared = registry.prepare(
         adapter(), name="group/a", base_digest=BASE, labels=["secret", "public", "secret"]
     )
@@ -187,9 +185,7 @@ def test_an_export_replaces_nothing(registry: AdapterRegistry, tmp_path: Path) -
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
 
 
-def test_an_export_to_nowhere_is_a_storage_error(
-    registry: AdapterRegistry, tmp_path: Path
-) -> None:
+def test_an_export_to_nowhere_is_a_storage_error(registry: AdapterRegistry, tmp_path: Path) -> None:
     version = imported(registry, tmp_path)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StorageError):
@@ -271,9 +267,7 @@ def test_parents_are_linked(registry: AdapterRegistry, database: Database, tmp_p
 
 class TestOfARun:
     def test_publishing_registers_it(self, registry: AdapterRegistry, database: Database) -> None:
-        journal = create_run(
-            database, name="r", config={}, seed=0, rounds=1, base_digest=BASE
-        )
+        journal = create_run(database, name="r", config={}, seed=0, rounds=1, base_digest=BASE)
         prepared = registry.prepare(
             adapter(), name="r/1", base_digest=BASE, run_id=journal.run_id, round=1
         )
@@ -290,9 +284,7 @@ class TestOfARun:
     def test_what_an_unfinished_run_needs_is_not_removed(
         self, registry: AdapterRegistry, database: Database
     ) -> None:
-        journal = create_run(
-            database, name="r", config={}, seed=0, rounds=3, base_digest=BASE
-        )
+        journal = create_run(database, name="r", config={}, seed=0, rounds=3, base_digest=BASE)
         start = BASE
         for number in (1, 2):
             prepared = registry.prepare(

@@ -174,9 +174,9 @@ def test_a_locked_database_is_one_line(tmp_path: Path) -> None:
         holder = sqlite3.connect(tmp_path / "intarsia.db", isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         try:
-            with pytest.raises(StorageError, match=r"intarsia\.db: database is locked; wait"):
-                with database.begin():
-                    pass
+            words = r"intarsia\.db: database is locked; wait"
+            with pytest.raises(StorageError, match=words), database.begin():
+                pass
         finally:
             holder.close()
         with database.begin() as connection:
@@ -197,10 +197,13 @@ def test_a_full_disk_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
 def test_a_read_only_database_is_one_line(tmp_path: Path) -> None:
     open_database(sqlite_url(tmp_path)).close()
     url = f"sqlite:///file:{tmp_path}/intarsia.db?mode=ro&uri=true"
-    with open_database(url) as database:
-        with pytest.raises(StorageError, match="readonly database; make it writable"):
-            with database.begin() as connection:
-                connection.execute(insert(PrivacySpendTable).values(SPEND))
+    words = "readonly database; make it writable"
+    with (
+        open_database(url) as database,
+        pytest.raises(StorageError, match=words),
+        database.begin() as connection,
+    ):
+        connection.execute(insert(PrivacySpendTable).values(SPEND))
 
 
 @pytest.mark.parametrize("damage", [b"garbage" * 1000, b"SQLite format 3\x00" + b"\xff" * 8000])

@@ -282,7 +282,10 @@ class TestAccept:
         accept(journal, "ada", spend=spend(), number_of_examples=12, metrics={"loss": 0.25})
         (ada, *_) = journal.participations(1)
         assert (ada.status, ada.number_of_examples, ada.bytes_up) == ("accepted", 12, 50)
-        assert (ada.update_digest, ada.metrics) == (digest(journal.run_id, 1, "ada"), {"loss": 0.25})
+        assert (ada.update_digest, ada.metrics) == (
+            digest(journal.run_id, 1, "ada"),
+            {"loss": 0.25},
+        )
         assert PrivacyLedger(database).spends("all", "ada") == [spend()]
         parents = Lineage(database).parents(digest(journal.run_id, 1, "ada"))
         assert {(row.kind, row.digest) for row in parents} == {

@@ -69,9 +69,7 @@ class JournalMachine(RuleBasedStateMachine):
             for node, client in enumerate(CLIENTS)
         ]
         legal = self.state == "published" and ahead == 1
-        self.attempt(
-            "planned", legal, lambda: self.journal.plan_round(number, self.start, plan)
-        )
+        self.attempt("planned", legal, lambda: self.journal.plan_round(number, self.start, plan))
         if legal:
             self.number = number
             self.statuses[number] = {entry.client: entry.status for entry in plan}
@@ -184,8 +182,8 @@ class JournalMachine(RuleBasedStateMachine):
 
 TestJournal = JournalMachine.TestCase
 TestJournal.settings = settings(
-    max_examples=40,
-    stateful_step_count=40,
+    max_examples=25,
+    stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

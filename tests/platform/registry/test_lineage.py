@@ -152,7 +152,9 @@ def test_a_thousand_rounds_are_neither_too_deep_nor_too_many(database: Database)
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=24),
 )
-def test_random_graphs(tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[int, int]]) -> None:
+def test_random_graphs(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[int, int]]
+) -> None:
     """Steps are taken unless they close a cycle; closures are what a plain search finds."""
     folder: Path = tmp_path_factory.mktemp("graph")
     with open_database(f"sqlite:///{folder}/graph.db") as database:

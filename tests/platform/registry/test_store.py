@@ -234,9 +234,7 @@ class FullFileSystem(MemoryFileSystem):
 
 
 @pytest.mark.parametrize("failing", ["write", "move"])
-def test_a_full_remote_place_leaves_nothing(
-    failing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_remote_place_leaves_nothing(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.register_implementation("full", FullFileSystem, clobber=True)
     store = ContentStore("full://store")
     monkeypatch.setattr(FullFileSystem, "failing", failing)

@@ -1,0 +1,117 @@
+"""A federation small enough for tests, on the embedded base and real sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from intarsia_platform.configuration import SimulationConfiguration, read_configuration
+from intarsia_platform.demo.run import BASE
+from intarsia_platform.results import RoundResult
+
+SENTENCES = (
+    "Return a copy of the sequence with the elements in reverse order.",
+    "Raise an error if the file cannot be opened for reading.",
+    "The keys of the mapping are sorted before they are written.",
+    "Wait until the thread has finished or the timeout has passed.",
+    "Split the text at every line break and strip the white space.",
+    "A tensor with the same shape as the input, on the same device.",
+)
+
+
+def records(clients: int = 4, each: int = 6) -> list[dict[str, str]]:
+    return [
+        {
+            "text": f"{SENTENCES[(number + place) % len(SENTENCES)]} Site {place}, note {number}.",
+            "client": f"site-{place}",
+            "label": ("odd", "even")[number % 2],
+        }
+        for place in range(clients)
+        for number in range(each)
+    ]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def configuration_file(tmp_path: Path) -> Path:
+    """A configuration of four sites, three rounds, in this process, with its data beside it."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", records())
+    write_jsonl(folder / "test.jsonl", records(each=2))
+    path = folder / "study.toml"
+    path.write_text(
+        f"""
+[model]
+base = {json.dumps(str(BASE))}
+task = "causal-lm"
+[data]
+train = "train.jsonl"
+test = "test.jsonl"
+[lora]
+target_modules = ["q_proj", "v_proj"]
+ranks = [2, 4]
+[federation]
+clients = 4
+rounds = 3
+[train]
+batch_size = 2
+learning_rate = 1e-2
+max_length = 24
+[engine]
+grid = "inprocess"
+[evaluation]
+clients = false
+[tracking]
+mlflow = false
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def configure(configuration_file: Path) -> Callable[..., SimulationConfiguration]:
+    """Read the configuration with overrides."""
+
+    def read(*overrides: str) -> SimulationConfiguration:
+        return read_configuration(configuration_file, overrides)
+
+    return read
+
+
+class Silent:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.replies: list[tuple[int, str, str]] = []
+        self.published: list[RoundResult] = []
+        self.warnings: list[str] = []
+
+    def stage(self, text: str) -> None: ...
+
+    def run_begun(self, run_id: str, rounds: int, published: int) -> None: ...
+
+    def round_begun(self, number: int, cohort: int) -> None: ...
+
+    def replied(self, number: int, client: str, status: str) -> None:
+        self.replies.append((number, client, status))
+
+    def round_published(self, result: RoundResult) -> None:
+        self.published.append(result)
+
+    def client_measured(self, done: int, total: int) -> None: ...
+
+    def warned(self, line: str) -> None:
+        self.warnings.append(line)
+
+
+@pytest.fixture
+def observer() -> Silent:
+    """An observer that keeps what it is told."""
+    return Silent()
