@@ -1,9 +1,9 @@
-"""Example-level differential privacy: the mechanism and its accounting.
+"""Example-level differential privacy: the guarantee, its accounting and its budget.
 
-Formal guarantee: what :class:`PrivateGradients` releases over all steps of a history is
-(epsilon, delta)-differentially private with the epsilon of :func:`epsilon_of`, where neighbouring
-data sets differ by the addition or removal of one record of one client. It protects against
-everyone who sees the updates, the server included.
+Formal guarantee: what :class:`intarsia_client.private_gradients.PrivateGradients` releases over
+all steps of a history is (epsilon, delta)-differentially private with the epsilon of
+:func:`epsilon_of`, where neighbouring data sets differ by the addition or removal of one record of
+one client. It protects against everyone who sees the updates, the server included.
 
 What it does not protect, and what it assumes:
     * The number of a client's records is public: it sets the sampling rate and travels as the
@@ -16,26 +16,20 @@ What it does not protect, and what it assumes:
       significant bits for differential privacy, 2012.
 
 References:
-    Abadi et al., Deep Learning with Differential Privacy, 2016, arXiv:1607.00133.
     Gopi et al., Numerical Composition of Differential Privacy, 2021, arXiv:2106.02848.
-    Yousefpour et al., Opacus, 2021, arXiv:2109.12298.
+    Abadi et al., Deep Learning with Differential Privacy, 2016, arXiv:1607.00133.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
-import secrets
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from intarsia_client.assignment import TrainAssignment, TrainingParameters
 from intarsia_client.errors import InputError, IntarsiaError
@@ -190,148 +184,6 @@ def planned_spend(
         delta=privacy.delta,
         epsilon=epsilon_of([planned], privacy.delta),
     )
-
-
-def private_generator(private_seed: int | None, *question: str) -> np.random.Generator:
-    """The generator of a round's sampling and noise.
-
-    With a secret, the same question always gives the same noise, and another question gives
-    independent noise: a round that is repeated after a crash releases nothing new, and a server
-    that asks for one round twice with different starts cannot subtract the noise.
-
-    Args:
-        private_seed: The client's secret, which nobody else may know; at least 128 random bits in
-            production. None takes fresh entropy from the operating system, and a repeated round
-            is then a second release.
-        question: Everything that the round's result depends on.
-
-    Returns:
-        A generator seeded with 256 bits.
-    """
-    if private_seed is None:
-        return np.random.Generator(np.random.PCG64(secrets.randbits(256)))
-    digest = hashlib.sha256("\n".join(["private", str(private_seed), *question]).encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest)))
-
-
-def poisson_sample(
-    records: int, sample_rate: float, generator: np.random.Generator
-) -> NDArray[np.int64]:
-    """Take each record independently with the given probability.
-
-    Args:
-        records: How many there are.
-        sample_rate: The probability.
-        generator: The client's private generator: the accounting assumes that nobody knows which
-            records were taken.
-
-    Returns:
-        Indices of those taken, possibly none.
-    """
-    return np.flatnonzero(generator.random(records) < sample_rate)
-
-
-class PrivateGradients:
-    """Clipped per-example gradients and their noisy sum, for the duration of a block.
-
-    Opacus' hooks compute each example's own gradient of all trainable parameters together, head
-    included. Each is scaled to norm ``max_grad_norm`` at most and added to a sum; an example
-    whose gradient is not finite adds nothing. The released gradient is that sum with normal noise
-    of standard deviation ``noise_multiplier * max_grad_norm``, over a denominator that does not
-    depend on who was sampled. Adding or removing one record changes the sum by a vector of norm
-    ``max_grad_norm`` at most.
-
-    Args:
-        model: The model, in training mode, with its trainable parameters attached.
-        max_grad_norm: Clipping norm of one example's gradient.
-        noise_multiplier: Noise over clipping norm.
-        expected_batch_size: The denominator: sampling rate times number of records.
-        generator: The client's private generator.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        *,
-        max_grad_norm: float,
-        noise_multiplier: float,
-        expected_batch_size: float,
-        generator: np.random.Generator,
-    ) -> None:
-        """Prepare an empty sum."""
-        self._model = model
-        self._parameters = [one for one in model.parameters() if one.requires_grad]
-        self._max_grad_norm = max_grad_norm
-        self._deviation = noise_multiplier * max_grad_norm
-        self._expected_batch_size = expected_batch_size
-        self._generator = generator
-        self._sizes = [one.numel() for one in self._parameters]
-        self._sum = torch.zeros(sum(self._sizes), device=self._parameters[0].device)
-
-    def __enter__(self) -> PrivateGradients:
-        """Install the hooks."""
-        # Importing Opacus takes a second, which training without privacy need not wait for.
-        from opacus.grad_sample.grad_sample_module import GradSampleHooks
-
-        self._hooks = GradSampleHooks(self._model, loss_reduction="sum")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Remove the hooks and everything they left on modules and parameters."""
-        self._hooks.cleanup()
-        for module in self._model.modules():
-            for name in ("activations", "max_batch_len"):
-                module.__dict__.pop(name, None)
-
-    def accumulate(self, losses: torch.Tensor) -> None:
-        """Add the clipped gradients of some examples to the sum.
-
-        Calls with disjoint parts of a batch give the sum of one call with all of it, so that a
-        batch may be cut to fit the memory.
-
-        Args:
-            losses: Each example's own loss, independent of the others, shape (examples,).
-        """
-        with warnings.catch_warnings():
-            # The first adapted layer's input needs no gradient, which is as it should be.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            torch.autograd.backward(losses.sum())
-        gradients = [self._taken(parameter) for parameter in self._parameters]
-        norms = torch.stack([one.norm(dim=1) for one in gradients], dim=1).norm(dim=1)
-        finite = norms.isfinite()
-        if not bool(finite.all()):
-            gradients = [one.masked_fill(~finite[:, None], 0.0) for one in gradients]
-        factors = (self._max_grad_norm / norms.where(finite, torch.ones_like(norms))).clamp(max=1.0)
-        for total, gradient in zip(torch.split(self._sum, self._sizes), gradients, strict=True):
-            total.addmv_(gradient.T, factors)
-
-    def release(self) -> None:
-        """Put the noisy mean into every parameter's ``grad`` and begin an empty sum.
-
-        Without any :meth:`accumulate` before it, the gradient is noise alone, which is how an
-        empty Poisson batch must be answered.
-        """
-        noise = self._generator.standard_normal(len(self._sum), dtype=np.float32)
-        noisy = self._sum.add(torch.from_numpy(noise).to(self._sum.device), alpha=self._deviation)
-        noisy /= self._expected_batch_size
-        for parameter, gradient in zip(
-            self._parameters, torch.split(noisy, self._sizes), strict=True
-        ):
-            parameter.grad = gradient.view_as(parameter)
-        self._sum.zero_()
-
-    @staticmethod
-    def _taken(parameter: Any) -> torch.Tensor:
-        """A parameter's per-example gradients, flat, shape (examples, numbers); it forgets them."""
-        gradients: torch.Tensor = parameter.grad_sample.flatten(1).float()
-        parameter.grad_sample = None
-        parameter.grad = None
-        return gradients
 
 
 @functools.lru_cache(maxsize=4096)

@@ -27,12 +27,8 @@ from intarsia_client.batches import (
 from intarsia_client.errors import FederationError, InputError
 from intarsia_client.files import bytes_digest
 from intarsia_client.peft_files import EncodedAdapter, adapter_digest, encode_adapter
-from intarsia_client.privacy import (
-    PrivateGradients,
-    planned_spend,
-    poisson_sample,
-    private_generator,
-)
+from intarsia_client.privacy import planned_spend
+from intarsia_client.private_gradients import PrivateGradients, poisson_sample, private_generator
 from intarsia_client.shards import DataShard
 from intarsia_client.start import ClientStart, client_start
 from intarsia_client.wire import Adapter, AdapterUpdate, PrivacySpend, UpdateManifest
@@ -90,7 +86,7 @@ class LocalTrainer:
             assignment: What the server asks.
             global_adapter: The published adapter that goes with it.
             private_seed: The client's secret for private training; see
-                :func:`intarsia_client.privacy.private_generator`.
+                :func:`intarsia_client.private_gradients.private_generator`.
             history: What this client has spent on these records before.
 
         Returns:

@@ -47,11 +47,7 @@ class Home:
         """
         chosen = path or Path(os.environ.get("INTARSIA_HOME") or DEFAULT_HOME)
         folder = chosen.expanduser().absolute()
-        if not create and not folder.exists():
-            raise InputError(
-                "home", folder, "run a demo or a simulation first, or name it with --home"
-            )
-        _make_writable(folder)
+        _make_writable(folder, create=create)
         database = os.environ.get("INTARSIA_DATABASE_URL")
         return cls(
             path=folder,
@@ -85,12 +81,16 @@ class Home:
         return self.path / "runs"
 
 
-def _make_writable(folder: Path) -> None:
+def _make_writable(folder: Path, *, create: bool) -> None:
     """Make the folder and really write into it; permissions alone do not tell."""
     remedy = "choose a folder that you may write, with --home or INTARSIA_HOME"
-    if folder.is_file():
-        raise StorageError("home", f"{folder} is a file", remedy)
     try:
+        if not create and not folder.exists():
+            raise InputError(
+                "home", folder, "run a demo or a simulation first, or name it with --home"
+            )
+        if folder.is_file():
+            raise StorageError("home", f"{folder} is a file", remedy)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.") as probe:
             probe.write(b"intarsia")

@@ -4,6 +4,8 @@ Both steps see the same batches and the same attached model; they take turns, so
 the machine does falls on both. Prints one JSON object.
 
     python tests/benchmarks/private_step.py [--base DIR] [--steps N] [--rank R] [--threads T]
+
+One thread by default: a waiting thread's spinning would count as CPU time.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from intarsia_client.attachment import attached
 from intarsia_client.base_model import BaseModel, linear_modules, load_base
 from intarsia_client.batches import Batch, sequence_losses
-from intarsia_client.privacy import PrivateGradients
+from intarsia_client.private_gradients import PrivateGradients
 from intarsia_client.start import client_start
 from intarsia_client.wire import Adapter, LowRankFactors
 
@@ -147,10 +149,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         directory = arguments.base
         if not (directory / "config.json").is_file():

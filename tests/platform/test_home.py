@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,17 @@ def test_a_folder_that_cannot_be_written_is_no_home(place: str) -> None:
         Home.open(Path(place))
     assert caught.value.exit_code == 4
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_no_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(_: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    # Root may look into every folder, so the refusal comes from the file layer.
+    monkeypatch.setattr(Path, "exists", denied)
+    monkeypatch.setattr(Path, "is_file", denied)
+    for create in (True, False):
+        with pytest.raises(StorageError, match="Permission denied"):
+            Home.open(tmp_path / "home", create=create)

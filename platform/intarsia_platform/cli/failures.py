@@ -11,7 +11,7 @@ from collections.abc import Callable
 import click
 from intarsia_client.errors import InputError, IntarsiaError, StorageError
 
-from intarsia_platform.cli.interruption import Interrupted, exit_code_of
+from intarsia_platform.cli.interruption import Interrupted
 from intarsia_platform.cli.output import say
 from intarsia_platform.cli.settings import Settings
 
@@ -40,19 +40,17 @@ def run_command(command: Callable[[], object], settings: Settings) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if settings.debug:
             traceback.print_exc()
-        line, code = _explained(error, debug=settings.debug)
+        line, code = _explained(error, settings)
         say(line)
         return code
 
 
-def _explained(error: BaseException, *, debug: bool) -> tuple[str, int]:
+def _explained(error: BaseException, settings: Settings) -> tuple[str, int]:
     """The line and the exit code of whatever ended a command."""
     if isinstance(error, Interrupted):
         return error.line, error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", exit_code_of(error)
-    if isinstance(error, click.Abort):
-        return "interrupted", 130
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "interrupted", settings.signals.exit_code
     if isinstance(error, click.ClickException):
         return _usage(error), InputError.exit_code
     if isinstance(error, IntarsiaError):
@@ -61,7 +59,7 @@ def _explained(error: BaseException, *, debug: bool) -> tuple[str, int]:
         place = error.filename or "a file"
         full = StorageError(f"writing {place}", error.strerror, "free space or choose another disk")
         return f"error: {full}", full.exit_code
-    hint = "" if debug else "; run again with --debug for the traceback"
+    hint = "" if settings.debug else "; run again with --debug for the traceback"
     return f"error: {type(error).__name__}: {error}{hint}", UNEXPECTED
 
 

@@ -33,31 +33,21 @@ class Interrupted(Exception):  # noqa: N818 - what a person asked for is no erro
         super().__init__(line)
 
 
-class Interruption(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM.
-
-    Args:
-        number: The signal's number.
-    """
-
-    def __init__(self, number: int) -> None:
-        """Keep the number."""
-        self.number = number
-        super().__init__(number)
-
-
-def exit_code_of(interrupt: KeyboardInterrupt) -> int:
-    """128 and the signal's number, as shells count: 130 after Ctrl-C, 143 after SIGTERM."""
-    number = interrupt.number if isinstance(interrupt, Interruption) else signal.SIGINT
-    return 128 + int(number)
-
-
 class SignalKeeper:
     """Holds the two signals while a command runs."""
 
     def __init__(self) -> None:
         """Begin with none received."""
         self._received = 0
+        self._first: int = signal.SIGINT
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the first signal's number, as shells count: 130 after Ctrl-C, 143 after SIGTERM.
+
+        It is kept here, since a library may raise a :class:`KeyboardInterrupt` of its own.
+        """
+        return 128 + self._first
 
     def take(self) -> None:
         """Make this the handler of both signals, also where a library has put its own since."""
@@ -87,31 +77,37 @@ class SignalKeeper:
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def explained(self, line: Callable[[], str]) -> Iterator[None]:
+        """Say what an interruption of the block leaves.
+
+        Whatever else goes wrong after an interruption is taken for a consequence of it.
+
+        Args:
+            line: Called when the block is interrupted; what was kept and how to go on.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            Interrupted: In the place of :class:`KeyboardInterrupt`.
+        """
+        try:
+            yield
+        except Interrupted:
+            raise
+        except BaseException as error:
+            if self._received or isinstance(error, KeyboardInterrupt):
+                raise Interrupted(line(), self.exit_code) from error
+            raise
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._received += 1
         if self._received == 1:
-            raise Interruption(number)
+            self._first = number
+            raise KeyboardInterrupt
         # A buffered stream may be in use below this frame; the descriptor is always safe.
         with contextlib.suppress(OSError):
             os.write(2, _PATIENCE)
         if self._received > 2:
             os._exit(128 + number)
-
-
-@contextlib.contextmanager
-def explained(line: Callable[[], str]) -> Iterator[None]:
-    """Say what an interruption leaves.
-
-    Args:
-        line: Called when the block is interrupted; what was kept and how to go on.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        Interrupted: In the place of :class:`KeyboardInterrupt`.
-    """
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        raise Interrupted(line(), exit_code_of(interrupt)) from interrupt

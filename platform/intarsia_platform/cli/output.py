@@ -126,7 +126,7 @@ def facts(pairs: Mapping[str, object]) -> Text:
         f"{name:<{width}}  {'-' if value is None else one_line(str(value))}"
         for name, value in pairs.items()
     )
-    return Text("\n".join(lines), no_wrap=True, overflow="ignore")
+    return Text("\n".join(lines))
 
 
 def check_json_place(settings: Settings) -> None:
@@ -169,7 +169,8 @@ def present(settings: Settings, result: Mapping[str, object], *parts: Renderable
         write_bytes(settings.json, text.encode())
     console = console_for(sys.stdout)
     for part in parts:
-        console.print(part, crop=False)
+        # A command to copy stays one line; tables have columns of their own to fold.
+        console.print(part, no_wrap=True, overflow="ignore", crop=False)
 
 
 def short_digest(digest: str | None) -> str | None:

@@ -170,6 +170,9 @@ class TerminalWatch(RunWatch):
         """Show which stage it is by a bar of unknown length."""
         super().stage(text)
         self._end_stage()
+        if self.published >= self.rounds:
+            self._rounds = self._without(self._rounds)
+        self._measured = self._without(self._measured)
         self._stage = self._progress.add_task(one_line(text), total=None)
 
     def run_begun(self, run_id: str, rounds: int, published: int) -> None:
@@ -219,9 +222,11 @@ class TerminalWatch(RunWatch):
             self._progress.update(self._rounds, completed=self.steps_done)
 
     def _end_stage(self) -> None:
-        if self._stage is not None:
-            self._progress.remove_task(self._stage)
-            self._stage = None
+        self._stage = self._without(self._stage)
+
+    def _without(self, bar: TaskID | None) -> None:
+        if bar is not None:
+            self._progress.remove_task(bar)
 
 
 @contextlib.contextmanager
@@ -237,21 +242,31 @@ def watching(signals: SignalKeeper) -> Iterator[RunWatch]:
     if not is_terminal(sys.stderr):
         yield PlainWatch(signals)
         return
-    from rich import progress
+    with _display() as display:
+        yield TerminalWatch(signals, display)
 
-    display = progress.Progress(
-        progress.TextColumn("{task.description}"),
+
+def _display() -> Progress:
+    from rich import progress
+    from rich.text import Text
+
+    class TimeToGo(progress.TimeRemainingColumn):
+        """Says what its number is, and nothing where there is none."""
+
+        def render(self, task: progress.Task) -> Text:
+            shown = super().render(task)
+            return shown.append(" to go") if shown else shown
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
-        progress.TextColumn("{task.percentage:>3.0f} %"),
+        progress.TaskProgressColumn(),
         progress.TimeElapsedColumn(),
-        progress.TextColumn("to go"),
-        progress.TimeRemainingColumn(),
+        TimeToGo(),
         console=console_for(sys.stderr),
         transient=True,
         speed_estimate_period=_LONGEST_SAMPLE,
     )
-    with display:
-        yield TerminalWatch(signals, display)
 
 
 def round_line(result: RoundResult) -> str:

@@ -10,7 +10,7 @@ import click
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from intarsia_platform.cli.interruption import SignalKeeper, explained
+from intarsia_platform.cli.interruption import SignalKeeper
 from intarsia_platform.cli.quiet import silence_libraries
 
 if TYPE_CHECKING:
@@ -86,9 +86,10 @@ class IntarsiaCommand(TyperCommand):
         Raises:
             Interrupted: After Ctrl-C or SIGTERM.
         """
-        if not ctx.ensure_object(Settings).debug:
+        settings = ctx.ensure_object(Settings)
+        if not settings.debug:
             silence_libraries()
-        with explained(lambda: "interrupted"):
+        with settings.signals.explained(lambda: "interrupted"):
             return super().invoke(ctx)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intarsia_platform.cli.interruption import explained
 from intarsia_platform.cli.output import check_json_place, present
 from intarsia_platform.cli.settings import Settings, settings_of
 
@@ -89,7 +88,7 @@ def run_watched(
             typed = _typed(command, overrides, home, settings, resume=goes_on)
             return watch.interrupted_line(typed)
 
-        with explained(left):
+        with settings.signals.explained(left):
             result = work(home, watch)
     _show(settings, home, result)
 

@@ -53,9 +53,9 @@ The text is part of Python, under the Python Software Foundation License Version
 {command}
 ```
 
-{settings}
+Settings: {settings}.
 
-The held-out weights with the lowest loss are the ones kept; `training_log.jsonl` has every
+The weights with the lowest held-out loss are the ones kept; `training_log.jsonl` has every
 evaluation. Another version of Python has another standard library, and gives another model.
 
 ## Use and limits

@@ -9,36 +9,28 @@ collecting may be sent again to those who have not answered; what was accepted s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from intarsia_client.errors import InputError, IntegrityError, RefusedUpdate
+from intarsia_client.errors import IntegrityError
 
 from intarsia_platform.registry import rounds as steps
 from intarsia_platform.registry import runs
 from intarsia_platform.registry.adapters import insert_adapter
+from intarsia_platform.registry.answers import RunAnswers
 from intarsia_platform.registry.client_states import ClientStates
 from intarsia_platform.registry.database import Database
-from intarsia_platform.registry.history import RunHistory
 from intarsia_platform.registry.participations import (
-    accept_participation,
     add_bytes_down,
     insert_plan,
-    insert_refusal,
-    open_unanswered,
-    require_participant,
-    settle,
     settle_open_as_late,
 )
-from intarsia_platform.registry.privacy_ledger import record_spend
 from intarsia_platform.registry.rows import (
     AdapterVersion,
     PlannedParticipation,
-    PrivacySpendRow,
     RoundRow,
     RunStatus,
 )
 from intarsia_platform.registry.runs import list_runs
-from intarsia_platform.registry.store import is_digest
 
 __all__ = [
     "ClientStates",
@@ -88,7 +80,7 @@ def latest_unfinished(database: Database, config_digest: str | None = None) -> R
 
 
 class RunJournal(RunAnswers):
-    """One run's rounds, to be moved on.
+    """One run's rounds, to be moved on; what single clients answer is in :class:`RunAnswers`.
 
     Formal guarantee: each method that changes something does so in one transaction. A process that
     is killed at any point leaves the state before a call or the state after it.

@@ -1,6 +1,7 @@
 """Who took part in a round and how it ended for each; the statements that the journal is made of.
 
-A participation is settled once: the first of accepted, refused, failed and late stands.
+A participation is settled once: the first of accepted, refused, failed, late and sat-out stands.
+Only a round that is taken up again after a kill opens those that failed or were late.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class ParticipationRow:
         client: The client's name.
         node_id: The Flower node that spoke for it.
         assignment: What it was asked to do.
-        status: One of :data:`PARTICIPATION_STATUSES`; settled once, never changed after that.
+        status: One of :data:`PARTICIPATION_STATUSES`; the first that settles it stands.
         reason: A short word for why it was refused, failed, late or sat out.
         detail: The line that goes with the reason.
         update_digest: Digest of the accepted update.

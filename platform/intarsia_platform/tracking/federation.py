@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 from intarsia_platform.results import Measured, RoundResult
 from intarsia_platform.tracking.base import RunStatus
@@ -91,11 +92,9 @@ class FederationTracker:
     ) -> None:
         """Close what is still open, with a deadline."""
         if exception_type is None:
-            self._close("FINISHED", (), _FINISH_SECONDS)
-        elif issubclass(exception_type, Exception):
-            self._close("FAILED", (), _FINISH_SECONDS)
+            self.finish("FINISHED")
         else:
-            self._close("KILLED", (), _INTERRUPTED_SECONDS)
+            self.finish("FAILED" if issubclass(exception_type, Exception) else "KILLED")
 
     def prepare_in_background(self) -> None:
         """Start the thread that imports MLflow and makes its database; idempotent."""
@@ -150,12 +149,9 @@ class FederationTracker:
         """Close the run and wait, with a deadline, until everything is in MLflow.
 
         Args:
-            status: How the federation ended.
+            status: How the federation ended; whoever interrupts it is not kept waiting for long.
             artifacts: Files and folders to copy into the run; those that are missing are skipped.
         """
-        self._close(status, artifacts, _FINISH_SECONDS)
-
-    def _close(self, status: RunStatus, artifacts: Sequence[Path], seconds: float) -> None:
         if self._finished or self._thread is None:
             return
         self._finished = True
@@ -172,13 +168,14 @@ class FederationTracker:
 
         self._tasks.put(task)
         self._tasks.put(None)
+        seconds = _INTERRUPTED_SECONDS if status == "KILLED" else _FINISH_SECONDS
         self._thread.join(seconds)
         if self._thread.is_alive():
             self._warn_once(f"not done {seconds:.0f} seconds after the end")
             creation = self._creation
             if creation is not None:
                 creation.kill()
-                self._thread.join(1.0)
+                self._thread.join(5.0)
 
     def _work(self) -> None:
         client: Any = None
@@ -303,7 +300,7 @@ def tracking_uri(database: Path) -> str:
     Returns:
         Such as ``"sqlite:////home/ada/intarsia/mlflow.db"``.
     """
-    return f"sqlite:///{database.absolute()}"
+    return f"sqlite:///{quote(str(database.absolute()))}"
 
 
 def _log_parameters(client: Any, run_id: str, parameters: Mapping[str, str]) -> None:

@@ -488,6 +488,50 @@ class TestOtherEnds:
         assert statuses(journal) == {"ada": "late", "bert": "accepted", "cleo": "late"}
         assert not journal.mark_late(1, "ada", bytes_up=5)
 
+    def test_who_was_asked_may_sit_out(self, database: Database) -> None:
+        journal = new_run(database)
+        collecting(journal)
+        accept(journal, "bert")
+        assert journal.sit_out(1, "ada", "privacy-budget", detail="epsilon 8.1 of 8")
+        assert not journal.sit_out(1, "bert", "privacy-budget")
+        (ada, *_) = journal.participations(1)
+        assert (ada.status, ada.reason, ada.detail) == (
+            "sat-out",
+            "privacy-budget",
+            "epsilon 8.1 of 8",
+        )
+        assert reason_of(lambda: accept(journal, "ada")) == "not-invited"
+        with pytest.raises(IntegrityError, match="zoe is not in it"):
+            journal.sit_out(1, "zoe", "privacy-budget")
+
+    def test_a_round_taken_up_again_asks_the_unanswered(self, database: Database) -> None:
+        journal = new_run(database)
+        clients = ("ada", "bert", "cleo", "dora", "emil")
+        journal.plan_round(1, START, planned(*clients))
+        with pytest.raises(IntegrityError, match="planned to asking again"):
+            journal.ask_again(1)
+        journal.mark_sent(1, {})
+        journal.mark_collecting(1)
+        accept(journal, "ada")
+        journal.refuse(1, "bert", "not-finite", "NaN", 1)
+        journal.fail(1, "cleo", "crashed")
+        journal.mark_late(1, "dora")
+        journal.sit_out(1, "emil", "privacy-budget")
+        assert journal.ask_again(1) == 2
+        assert journal.ask_again(1) == 0
+        assert statuses(journal) == {
+            "ada": "accepted",
+            "bert": "refused",
+            "cleo": "planned",
+            "dora": "planned",
+            "emil": "sat-out",
+        }
+        assert [part.reason for part in journal.participations(1)][2:4] == [None, None]
+        accept(journal, "cleo")
+        journal.mark_aggregating(1)
+        with pytest.raises(IntegrityError, match="aggregating to asking again"):
+            journal.ask_again(1)
+
 
 def adapter_row(digest_: str, journal: RunJournal, name: str = "result") -> AdapterVersion:
     return AdapterVersion(

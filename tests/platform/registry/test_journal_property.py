@@ -17,7 +17,7 @@ from intarsia_platform.registry.journal import PlannedParticipation, RunJournal,
 
 CLIENTS = ("ada", "bert", "cleo")
 NONCES = ("m", "n", "o", "p")
-SETTLED = {"accepted", "refused", "failed", "late"}
+ENDS = ("refused", "failed", "late", "sat-out")
 
 _TEMPLATE = Path(tempfile.mkdtemp(prefix="intarsia-journal-")) / "template.db"
 
@@ -144,16 +144,29 @@ class JournalMachine(RuleBasedStateMachine):
             self.nonces[nonce] = client
 
     @precondition(lambda self: self.number and self.state != "planned")
-    @rule(client=st.sampled_from(CLIENTS), end=st.sampled_from(("refused", "failed", "late")))
+    @rule(client=st.sampled_from(CLIENTS), end=st.sampled_from(ENDS))
     def settle(self, client: str, end: str) -> None:
         changed = {
             "refused": lambda: self.journal.refuse(self.number, client, "r", "d", 1),
             "failed": lambda: self.journal.fail(self.number, client, "r"),
             "late": lambda: self.journal.mark_late(self.number, client),
+            "sat-out": lambda: self.journal.sit_out(self.number, client, "r"),
         }[end]()
         assert changed == (self.statuses[self.number][client] == "planned")
         if changed:
             self.statuses[self.number][client] = end
+
+    @precondition(lambda self: self.number)
+    @rule()
+    def ask_again(self) -> None:
+        if self.state not in ("sent", "collecting"):
+            with pytest.raises(IntegrityError):
+                self.journal.ask_again(self.number)
+            return
+        statuses = self.statuses[self.number]
+        unanswered = [c for c, status in statuses.items() if status in ("failed", "late")]
+        assert self.journal.ask_again(self.number) == len(unanswered)
+        statuses.update(dict.fromkeys(unanswered, "planned"))
 
     @precondition(lambda self: self.number)
     @rule()

@@ -17,7 +17,7 @@ def test_commands_survive_the_shell(simulation: Simulation) -> None:
     for command in commands[:3]:
         assert command[command.index("--home") + 1] == str(home)
         assert simulation().adapter.digest in command
-    assert commands[3][-1] == f"sqlite:///{home}/mlflow.db"
+    assert commands[3][-1] == "sqlite:////home/a%20b/%24HOME/mlflow.db"
 
 
 def test_without_a_home_or_mlflow_nothing_is_said_of_them(simulation: Simulation) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,21 +21,17 @@ SENTENCES = (
 )
 
 
-def records(clients: int = 4, each: int = 6) -> list[dict[str, str]]:
-    return [
+def _write(path: Path, counts: Mapping[str, int]) -> None:
+    rows = [
         {
             "text": f"{SENTENCES[(number + place) % len(SENTENCES)]} Site {place}, note {number}.",
-            "client": f"site-{place}",
+            "client": site,
             "label": ("odd", "even")[number % 2],
         }
-        for place in range(clients)
-        for number in range(each)
+        for place, (site, count) in enumerate(counts.items())
+        for number in range(count)
     ]
-
-
-def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -43,8 +39,9 @@ def configuration_file(tmp_path: Path) -> Path:
     """A configuration of four sites, three rounds, in this process, with its data beside it."""
     folder = tmp_path / "study"
     folder.mkdir()
-    write_jsonl(folder / "train.jsonl", records())
-    write_jsonl(folder / "test.jsonl", records(each=2))
+    sites = [f"site-{place}" for place in range(4)]
+    _write(folder / "train.jsonl", dict.fromkeys(sites, 6))
+    _write(folder / "test.jsonl", dict.fromkeys(sites, 2))
     path = folder / "study.toml"
     path.write_text(
         f"""
@@ -73,6 +70,12 @@ mlflow = false
 """
     )
     return path
+
+
+@pytest.fixture
+def write_records(configuration_file: Path) -> Callable[[Mapping[str, int]], None]:
+    """Replace the training records by so many of each site."""
+    return lambda counts: _write(configuration_file.parent / "train.jsonl", counts)
 
 
 @pytest.fixture

@@ -188,9 +188,7 @@ def test_classification_learns_and_its_head_travels(configure, tmp_path, observe
     assert not np.allclose(head["score.weight"], start)
 
 
-def test_private_training_reports_its_epsilon_and_sits_out_beyond_the_budget(
-    configure, tmp_path, observer
-):
+def test_private_training_reports_its_epsilon_and_can_be_repeated(configure, tmp_path, observer):
     private = ("privacy.unit=example", "privacy.delta=1e-2", "privacy.epsilon=8.0")
     result = simulate(configure(*private), home=Home.open(tmp_path / "one"), observer=observer)
     epsilons = [one.epsilon_max for one in result.rounds]
@@ -198,12 +196,28 @@ def test_private_training_reports_its_epsilon_and_sits_out_beyond_the_budget(
     assert 7.0 < epsilons[-1] <= 8.01
     again = simulate(configure(*private), home=Home.open(tmp_path / "two"), observer=observer)
     assert again.adapter.digest == result.adapter.digest
-    fixed = simulate(
-        configure(*private, "privacy.noise_multiplier=1.2", "federation.minimum_accepted=1"),
-        home=Home.open(tmp_path / "three"),
+
+
+def test_a_client_whose_budget_would_be_exceeded_sits_the_round_out(
+    configure, write_records, tmp_path, observer
+):
+    # Two records are in every batch, so this site spends much faster than the others.
+    write_records({"site-0": 2, "site-1": 12, "site-2": 12, "site-3": 12})
+    result = simulate(
+        configure(
+            "privacy.unit=example",
+            "privacy.delta=1e-2",
+            "privacy.epsilon=4.0",
+            "privacy.noise_multiplier=1.0",
+        ),
+        home=Home.open(tmp_path / "home"),
         observer=observer,
     )
-    assert all(not one.sat_out for one in fixed.rounds)
+    assert [one.accepted for one in result.rounds] == [4, 4, 3]
+    (absent,) = result.rounds[2].sat_out
+    assert absent.client == "site-0"
+    assert "budget" in absent.reason
+    assert result.rounds[2].epsilon_max < 4.0
 
 
 def test_epsilon_that_no_noise_reaches_is_refused_before_training(configure, tmp_path, observer):
