@@ -133,7 +133,7 @@ class TrainAssignment:
                     "privacy": PrivacyParameters(**value["privacy"]),
                 }
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
                 "assignment", error, "use the same version of Intarsia at the server and the client"
             ) from None

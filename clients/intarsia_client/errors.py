@@ -24,7 +24,8 @@ class IntarsiaError(Exception):
         self.thing = thing
         self.value = value
         self.remedy = remedy
-        super().__init__(f"{thing}: {value}; {remedy}")
+        # One line, whatever a stranger's value holds.
+        super().__init__(" ".join(f"{thing}: {value}; {remedy}".split()))
 
     def __reduce__(self) -> tuple[type[IntarsiaError], tuple[str, object, str]]:
         """Pickle by parts, so that an error raised in another process arrives whole."""

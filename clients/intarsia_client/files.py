@@ -10,8 +10,8 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -76,6 +76,11 @@ def files_digest(digests: Mapping[str, str]) -> str:
     return bytes_digest(canonical_json(dict(digests)))
 
 
+def _beside(path: Path) -> Path:
+    """A new name in the same folder; what is made under it gets the process's own permissions."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
 def _flush_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
@@ -103,18 +108,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: If the disk is full or the place cannot be written; nothing is left behind.
     """
+    temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(descriptor)
+        temporary.touch(exist_ok=False)
     except OSError as error:
         raise _storage_error(path, error) from error
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
         _flush_directory(path.parent)
     except OSError as error:
@@ -151,11 +154,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         InputError: If ``path`` exists and holds something.
         StorageError: If the place cannot be written; nothing is left behind.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError("output folder", path, "choose a folder that does not exist or is empty")
+    temporary = _beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(
+                "output folder", path, "choose a folder that does not exist or is empty"
+            )
+        temporary.mkdir(parents=True)
     except OSError as error:
         raise _storage_error(path, error) from error
     try:
@@ -164,7 +169,6 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb+") as stream:
                     os.fsync(stream.fileno())
-        temporary.chmod(0o755)
         temporary.replace(path)
         _flush_directory(path.parent)
     except OSError as error:

@@ -26,7 +26,7 @@ _NOT_BILINEAR = (
 )  # fmt: skip
 # These initialisations subtract the start from the base's own weights, so that the file means
 # nothing without that changed base.
-_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal")
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def adapter_configuration(
@@ -47,7 +47,8 @@ def adapter_configuration(
     alpha = Counter(sorted(alphas.values(), reverse=True)).most_common(1)[0][0]
     classifies = adapter.task == "sequence-classification"
     return {
-        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
+        # Anchored, since one module's name may be the end of another's.
+        "alpha_pattern": {f"^{name}": value for name, value in alphas.items() if value != alpha},
         "base_model_name_or_path": adapter.base,
         "bias": "none",
         "fan_in_fan_out": adapter.fan_in_fan_out,
@@ -58,7 +59,7 @@ def adapter_configuration(
         "modules_to_save": list(HEADS) if classifies else None,
         "peft_type": "LORA",
         "r": rank,
-        "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
+        "rank_pattern": {f"^{name}": value for name, value in ranks.items() if value != rank},
         "target_modules": sorted(modules),
         "task_type": _TASK_TYPES[adapter.task],
         "use_rslora": False,
@@ -120,8 +121,12 @@ def declared_scaling(module: str, rank: int, settings: Mapping[str, Any]) -> flo
         InputError: If alpha is not a finite number.
     """
     alpha = _pattern_value(settings.get("alpha_pattern") or {}, module, settings.get("lora_alpha"))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise InputError(f"lora_alpha of {module}", alpha, "send a finite number")
+    try:
+        finite = isinstance(alpha, int | float) and math.isfinite(float(alpha))
+    except OverflowError:
+        finite = False
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not finite:
+        raise InputError(f"lora_alpha of {module}", str(alpha)[:80], "send a finite number")
     return lora_scaling(alpha, rank, bool(settings.get("use_rslora")))
 
 
@@ -135,6 +140,6 @@ def _pattern_value(patterns: Mapping[str, Any], module: str, default: object) ->
         literal = pattern.replace("\\.", ".").removeprefix("^").removesuffix("$")
         if not re.fullmatch(r"[\w.\-]+", literal):
             raise InputError("adapter pattern", pattern, "name modules by plain dotted names")
-        if module == literal or module.endswith(f".{literal}"):
+        if module == literal or (not pattern.startswith("^") and module.endswith(f".{literal}")):
             return value
     return default

@@ -23,7 +23,6 @@ from intarsia_client.errors import InputError, IntegrityError
 from intarsia_client.files import (
     atomic_directory,
     bytes_digest,
-    canonical_json,
     files_digest,
     write_bytes,
 )
@@ -64,9 +63,11 @@ class EncodedAdapter:
         configuration = json.loads(self.configuration)
         # Where the base lies differs between machines; what the adapter is does not.
         configuration.pop("base_model_name_or_path", None)
+        # ASCII, since a stranger's configuration may hold what UTF-8 cannot write.
+        text = json.dumps(configuration, sort_keys=True, separators=(",", ":"))
         return files_digest(
             {
-                CONFIGURATION_FILE: bytes_digest(canonical_json(configuration)),
+                CONFIGURATION_FILE: bytes_digest(text.encode()),
                 TENSORS_FILE: bytes_digest(self.tensors),
             }
         )
@@ -138,9 +139,9 @@ def decode_adapter(configuration: bytes, tensors: bytes) -> Adapter:
         name = key.removeprefix(_PREFIX)
         match = _FACTOR_KEY.fullmatch(name)
         if match and name != key:
-            sides.setdefault(match["module"], {})[match["side"]] = array
+            _put_once(sides.setdefault(match["module"], {}), match["side"], array, key)
         elif name != key and _is_head(name, settings):
-            dense[_head_name(name)] = array
+            _put_once(dense, _head_name(name), array, key)
         else:
             raise InputError(
                 "adapter tensor", key, "save a plain LoRA adapter of linear layers with PEFT"
@@ -299,6 +300,12 @@ def _float32(name: str, part: Mapping[str, Any]) -> FloatArray:
     if not np.isfinite(array).all():
         raise InputError(f"adapter tensor {name}", "not finite", "train again; it holds NaN or Inf")
     return array
+
+
+def _put_once(arrays: dict[str, FloatArray], name: str, array: FloatArray, key: str) -> None:
+    if name in arrays:
+        raise InputError("adapter tensor", f"{key} comes twice", "send each parameter once")
+    arrays[name] = array
 
 
 def _is_head(name: str, settings: Mapping[str, Any]) -> bool:

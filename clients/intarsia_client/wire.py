@@ -216,28 +216,38 @@ def _checked_fields(
 
 def _checked(name: str, value: object, annotation: str) -> object:
     thing = f"update manifest {name}"
-    if annotation == "str" and isinstance(value, str) and len(value) <= 4096:
+    if annotation == "str" and isinstance(value, str) and len(value) <= 4096 and _encodes(value):
         return value
     if annotation == "bool" and isinstance(value, bool):
         return value
     if annotation == "int" and isinstance(value, int) and not isinstance(value, bool):
-        return value
+        if abs(value) < 2**63:
+            return value
+        raise InputError(thing, "beyond 64 bits", "send a real count")
     if annotation == "float" and _is_number(value):
         return float(value)  # type: ignore[arg-type]
     if (
         annotation.startswith("tuple")
         and isinstance(value, list)
-        and all(isinstance(item, str) for item in value)
+        and all(isinstance(item, str) and _encodes(item) for item in value)
     ):
         return tuple(value)
     if (
         annotation.startswith("Mapping")
         and isinstance(value, dict)
-        and all(_is_number(item) for item in value.values())
+        and all(_encodes(key) and _is_number(item) for key, item in value.items())
     ):
         return {str(key): float(item) for key, item in value.items()}
     raise InputError(thing, repr(value)[:80], f"send a finite {annotation}")
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    # An integer may be too large for a float to hold.
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**63
+
+
+def _encodes(text: str) -> bool:
+    """Whether UTF-8 can write it; halves of surrogate pairs come in by JSON escapes."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -21,15 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
 from intarsia_client.attachment import attached
 from intarsia_client.base_model import BaseModel, linear_modules, load_base
 from intarsia_client.batches import Batch, sequence_losses
 from intarsia_client.private_gradients import PrivateGradients
 from intarsia_client.start import client_start
 from intarsia_client.wire import Adapter, LowRankFactors
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 DEMO_BASE = Path(__file__).parents[2] / "platform/intarsia_platform/demo/base"
 TARGET = 1.25
@@ -51,10 +50,9 @@ def random_base(directory: Path) -> None:
         torch.manual_seed(0)
         LlamaForCausalLM(configuration).save_pretrained(directory)
     vocabulary = {f"t{index}": index for index in range(2048)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="t0", bos_token="t1", eos_token="t2", pad_token="t0"
-    ).save_pretrained(directory)
+    special = dict(zip(("unk_token", "bos_token", "eos_token"), ("t0", "t1", "t2"), strict=True))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, special["unk_token"]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
 
 
 def global_adapter(base: BaseModel, rank: int) -> Adapter:
@@ -107,7 +105,7 @@ def measure(base: BaseModel, arguments: argparse.Namespace) -> dict[str, list[tu
 
         def plain(batch: Batch) -> None:
             sums, counts, _ = sequence_losses(model, base, batch)
-            (sums.sum() / counts.sum()).backward()
+            torch.autograd.backward(sums.sum() / counts.sum())
             torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
             optimiser.step()
             optimiser.zero_grad()

@@ -58,7 +58,6 @@ def test_a_refusal_keeps_its_reason_over_pickling() -> None:
     assert (again.reason, str(again)) == ("not-finite", "factor of x: nan; train again")
 
 
-@pytest.mark.xfail(strict=True, reason="a value with a line feed makes two lines")
 def test_a_value_with_line_feeds_stays_on_one_line() -> None:
     """Such a value may come from a stranger, who could forge lines of a log with it."""
     line = str(InputError("peft_type", "LORA\n2026-01-01 INFO all is well", "send another"))

@@ -200,7 +200,6 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, delay: float) -> No
     assert len(set(data)) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="chmod 0644 and 0755 whatever the umask")
 def test_a_strict_umask_keeps_records_private(tmp_path: Path) -> None:
     """A site that runs under umask 077 expects that nobody else reads its records."""
     before = os.umask(0o077)
@@ -214,7 +213,6 @@ def test_a_strict_umask_keeps_records_private(tmp_path: Path) -> None:
     assert (tmp_path / "folder").stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.xfail(strict=True, reason="exists() outside the block that translates errors")
 def test_a_name_too_long_for_the_disk_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         write_bytes(tmp_path / ("x" * 300), b"x")

@@ -285,7 +285,6 @@ def test_pickle_files_are_never_read(tmp_path: Path) -> None:
         read_adapter(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="refused, though the base is not changed")
 def test_orthogonally_started_adapters_are_read(tmp_path: Path) -> None:
     """PEFT's orthogonal start leaves the base as it is, so the file means what it says."""
     model = peft_saved(
@@ -484,7 +483,6 @@ def test_a_written_folder_holds_the_encoded_bytes(tmp_path: Path) -> None:
         write_adapter(tmp_path / "adapter", adapter)
 
 
-@pytest.mark.xfail(strict=True, reason="the anchor ^ is dropped")
 @settings(deadline=None)
 @given(
     st.lists(part, min_size=1, max_size=3),
@@ -502,7 +500,6 @@ def test_patterns_match_as_pefts_own_rule_does(
     assert declared_scaling(name, 1, settings) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="patterns are written without ^")
 def test_modules_whose_name_is_the_end_of_another_keep_their_own_ranks() -> None:
     def factors(rank: int) -> LowRankFactors:
         return LowRankFactors(
@@ -515,13 +512,11 @@ def test_modules_whose_name_is_the_end_of_another_keep_their_own_ranks() -> None
     assert {name: held.rank for name, held in decoded.modules.items()} == {"q": 2, "block.q": 4}
 
 
-@pytest.mark.xfail(strict=True, reason="OverflowError from math.isfinite")
 def test_an_alpha_beyond_floating_point_is_refused() -> None:
     with pytest.raises(InputError, match=r"lora_alpha of x\.q"):
         decode_adapter(*files(lora_alpha=10**400))
 
 
-@pytest.mark.xfail(strict=True, reason="UnicodeEncodeError from canonical_json")
 def test_whatever_decodes_has_a_digest() -> None:
     configuration, tensors = files(note="\ud800")
     decode_adapter(configuration, tensors)
@@ -531,7 +526,6 @@ def test_whatever_decodes_has_a_digest() -> None:
     assert decoded.digest.startswith("sha256:")
 
 
-@pytest.mark.xfail(strict=True, reason="the last one wins")
 def test_two_tensors_that_mean_the_same_parameter_are_refused() -> None:
     head = "base_model.model.classifier"
     pair = files(

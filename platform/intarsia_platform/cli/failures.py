@@ -17,7 +17,15 @@ from intarsia_platform.cli.settings import Settings
 
 UNEXPECTED = 1
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+# What the machine refuses, whichever library asked it.
+_STORAGE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 def run_command(command: Callable[[], object], settings: Settings) -> int:
@@ -55,10 +63,13 @@ def _explained(error: BaseException, settings: Settings) -> tuple[str, int]:
         return _usage(error), InputError.exit_code
     if isinstance(error, IntarsiaError):
         return f"error: {error}", error.exit_code
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        place = error.filename or "a file"
-        full = StorageError(f"writing {place}", error.strerror, "free space or choose another disk")
-        return f"error: {full}", full.exit_code
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        refused = StorageError(
+            f"file {error.filename}" if error.filename else "a file",
+            error.strerror,
+            "free space, or choose a place that you may read and write",
+        )
+        return f"error: {refused}", refused.exit_code
     hint = "" if settings.debug else "; run again with --debug for the traceback"
     return f"error: {type(error).__name__}: {error}{hint}", UNEXPECTED
 

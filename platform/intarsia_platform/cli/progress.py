@@ -112,16 +112,33 @@ class RunWatch:
 
 
 class PlainWatch(RunWatch):
-    """One line an event on standard error, without control characters."""
+    """One line an event on standard error, without control characters.
+
+    What happens before the run is in the database is told when it is: an input that is refused
+    until then leaves nothing but its one line.
+
+    Args:
+        signals: As :class:`RunWatch`.
+    """
+
+    def __init__(self, signals: SignalKeeper) -> None:
+        """Begin with nothing said."""
+        super().__init__(signals)
+        self._held: list[str] = []
 
     def stage(self, text: str) -> None:
         """Say which stage begins."""
         super().stage(text)
-        say(text)
+        if self.run is None:
+            self._held.append(text)
+        else:
+            say(text)
 
     def run_begun(self, run_id: str, rounds: int, published: int) -> None:
         """Say which run it is, and where it goes on."""
         super().run_begun(run_id, rounds, published)
+        for text in self._held:
+            say(text)
         say(f"{run_id}: {rounds} rounds{_already(published)}")
 
     def round_begun(self, number: int, cohort: int) -> None:
@@ -171,8 +188,10 @@ class TerminalWatch(RunWatch):
         super().stage(text)
         self._end_stage()
         if self.published >= self.rounds:
-            self._rounds = self._without(self._rounds)
-        self._measured = self._without(self._measured)
+            self._remove(self._rounds)
+            self._rounds = None
+        self._remove(self._measured)
+        self._measured = None
         self._stage = self._progress.add_task(one_line(text), total=None)
 
     def run_begun(self, run_id: str, rounds: int, published: int) -> None:
@@ -222,9 +241,10 @@ class TerminalWatch(RunWatch):
             self._progress.update(self._rounds, completed=self.steps_done)
 
     def _end_stage(self) -> None:
-        self._stage = self._without(self._stage)
+        self._remove(self._stage)
+        self._stage = None
 
-    def _without(self, bar: TaskID | None) -> None:
+    def _remove(self, bar: TaskID | None) -> None:
         if bar is not None:
             self._progress.remove_task(bar)
 

@@ -23,6 +23,12 @@ from typing import Any
 import ray
 from intarsia_client.errors import FederationError, InputError
 
+# Read by Ray's own processes. Nothing is reported to its makers; and when this process is killed,
+# and most of Ray with it, the last two do not spend a minute looking for the rest.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+}
 _CONNECT_SECONDS = 10.0
 _LOCAL_STARTS = 2
 # What remains of a socket path's 107 bytes after Ray's own part and the folder's name.
@@ -200,7 +206,8 @@ def _folder() -> Path:
 
 
 def _init(**options: Any) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         # A tip about a future Ray, which nobody at the command line can act on.
         warnings.simplefilter("ignore", FutureWarning)

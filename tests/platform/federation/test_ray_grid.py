@@ -278,6 +278,7 @@ def drive(options, *arguments, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -298,8 +299,10 @@ def test_nothing_is_left_running_when_the_driver_goes(tmp_path):
                 assert len(processes_with(token)) > 3
                 assert list(folder.iterdir())
             time.sleep(0.5)
+            for how, (driver, _, _) in drivers.items():
+                # Ctrl-C in a terminal reaches Ray's processes too, which are in the same group.
+                (os.killpg if how is signal.SIGINT else os.kill)(driver.pid, how)
             for how, (driver, token, folder) in drivers.items():
-                driver.send_signal(how)
                 _, errors = driver.communicate(timeout=30)
                 assert driver.returncode != 0
                 assert ("KeyboardInterrupt" in errors) == (how is signal.SIGINT)

@@ -19,23 +19,23 @@ CLIENTS = ("ada", "bert", "cleo")
 NONCES = ("m", "n", "o", "p")
 ENDS = ("refused", "failed", "late", "sat-out")
 
-_TEMPLATE = Path(tempfile.mkdtemp(prefix="intarsia-journal-")) / "template.db"
-
 
 @pytest.fixture(scope="module", autouse=True)
-def template() -> object:
-    open_database(f"sqlite:///{_TEMPLATE}").close()
-    yield
-    shutil.rmtree(_TEMPLATE.parent)
+def template(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An empty database, made once and copied for each sequence."""
+    JournalMachine.template = tmp_path_factory.mktemp("journal") / "template.db"
+    open_database(f"sqlite:///{JournalMachine.template}").close()
 
 
 class JournalMachine(RuleBasedStateMachine):
     """The model: a state and a status each, kept in plain dictionaries."""
 
+    template: Path
+
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(dir=_TEMPLATE.parent))
-        shutil.copy(_TEMPLATE, self.folder / "intarsia.db")
+        self.folder = Path(tempfile.mkdtemp(dir=self.template.parent))
+        shutil.copy(self.template, self.folder / "intarsia.db")
         self.database = open_database(f"sqlite:///{self.folder}/intarsia.db")
         base = bytes_digest(b"base")
         self.journal = create_run(
