@@ -34,7 +34,7 @@ from intarsia_platform.registry.journal import (
 from intarsia_platform.registry.privacy_ledger import PrivacyLedger
 from intarsia_platform.registry.runs import digest_of_config
 from intarsia_platform.registry.store import ContentStore
-from intarsia_platform.reporting import write_report
+from intarsia_platform.reporting import next_steps, write_report
 from intarsia_platform.results import AdapterResult, ClientEvaluation, SimulationResult
 from intarsia_platform.simulation.measurement import ServerMeasurement, measure_clients
 from intarsia_platform.simulation.observer import SimulationObserver
@@ -60,10 +60,12 @@ class ReportWords:
     Args:
         title: The headline.
         introduction: A sentence or two.
+        command: What was typed, so that it can be typed again; None where nothing was.
     """
 
     title: str = "A federation of LoRA adapters"
     introduction: str = ""
+    command: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +294,16 @@ def _report(
     run.observer.stage("writing the report")
     folder = run.home.reports / result.run
     report = write_report(
-        folder / "report.html", result, title=words.title, introduction=words.introduction
+        folder / "report.html",
+        result,
+        title=words.title,
+        introduction=words.introduction,
+        command=words.command,
+        steps=next_steps(
+            result,
+            home=run.home.path,
+            mlflow_database=run.home.mlflow_database if run.configuration.tracking.mlflow else None,
+        ),
     )
     configuration = folder / "configuration.json"
     write_bytes(configuration, json.dumps(dict(result.configuration), indent=2).encode() + b"\n")
