@@ -162,6 +162,10 @@ def planned_spend(
             raise InputError(f"privacy.{name}", value, "choose a number above 0")
     if not 0 < privacy.delta < 1:
         raise InputError("privacy.delta", privacy.delta, "choose a number between 0 and 1")
+    if not 0 <= privacy.noise_multiplier < math.inf:
+        raise InputError(
+            "privacy.noise_multiplier", privacy.noise_multiplier, "choose 0 or a number above it"
+        )
     sampling = sampling_of(records, training)
     noise_multiplier = privacy.noise_multiplier or noise_multiplier_for(
         privacy.epsilon, privacy.delta, sampling.sample_rate, sampling.steps * assignment.rounds

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from intarsia_client.assignment import TrainAssignment, TrainingParameters
+from intarsia_client.assignment import SCHEDULES, TrainAssignment, TrainingParameters
 from intarsia_client.attachment import attached, read_trained
 from intarsia_client.base_model import BaseModel, precision
 from intarsia_client.batches import (
@@ -257,6 +257,10 @@ def check_assignment(
     for name, least in (("epochs", 1), ("batch_size", 1), ("max_steps", 0)):
         if getattr(training, name) < least:
             raise InputError(f"train.{name}", getattr(training, name), f"choose at least {least}")
+    if training.schedule not in SCHEDULES:
+        raise InputError(
+            "train.schedule", training.schedule, f"choose one of {', '.join(SCHEDULES)}"
+        )
 
 
 def learning_rate_factor(

@@ -16,7 +16,6 @@ object:
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -165,6 +164,13 @@ def proportional_bytes(process: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return process.name().startswith("ray::Client")
+    except psutil.NoSuchProcess:
+        return False
+
+
 @contextmanager
 def peak_memory(peaks: dict[str, int]) -> Iterator[None]:
     """Sample the memory of this process and its Ray workers until the block ends."""
@@ -172,11 +178,7 @@ def peak_memory(peaks: dict[str, int]) -> Iterator[None]:
 
     def sample() -> None:
         while not ended.wait(0.1):
-            workers = [
-                process.pid
-                for process in me.children(recursive=True)
-                if process.name().startswith("ray::Client")
-            ]
+            workers = [process.pid for process in me.children(recursive=True) if is_worker(process)]
             total = sum(proportional_bytes(process) for process in [os.getpid(), *workers])
             peaks["workers"] = max(peaks.get("workers", 0), len(workers))
             peaks["peak_pss"] = max(peaks.get("peak_pss", 0), total)
@@ -222,7 +224,9 @@ def memory_here(grid_name: str, clients: int, rounds: int, workers: int) -> dict
         kept = states.load(clients - 1, rounds + 1)
     if kept is None or len(kept) < STATE_BYTES:
         raise RuntimeError("the states were not kept")
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's maximum, which a process takes over from the one that started it.
+    status = Path("/proc/self/status").read_text().splitlines()
+    rss = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
     rate = watch.report()["messages_per_second"]
     return {**peaks, "driver_peak_rss": rss, "messages_per_second": rate}
 

@@ -27,10 +27,11 @@ TEXTS = (
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+@pytest.fixture(scope="session")
+def one_thread() -> None:
     """Tiny models on a shared machine are slower with more threads."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -79,7 +80,7 @@ def _save_model(directory: Path, make: Callable[[], Any]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Llama with 32 dimensions and two layers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -101,7 +102,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bert(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random BERT encoder without a head, with dropout."""
     from transformers import BertConfig, BertModel
 
@@ -119,7 +120,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gpt2(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random GPT-2, whose weights are (d_in, d_out) and which has no padding token."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -147,6 +148,7 @@ class Bases:
     llama: Any
     bert: Any
     gpt2: Any
+    scorer: Any
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
@@ -160,11 +162,12 @@ def bases(llama: Path, bert: Path, gpt2: Path) -> Bases:
         llama=load_base(str(llama), task="causal-lm"),
         bert=load_base(str(bert), task="sequence-classification", labels=LABELS),
         gpt2=load_base(str(gpt2), task="causal-lm"),
+        scorer=load_base(str(llama), task="sequence-classification", labels=LABELS),
     )
 
 
 @pytest.fixture(scope="session")
-def stories() -> Path:
+def stories(one_thread: None) -> Path:
     """The real 260k-parameter Llama."""
     if not (STORIES / "model.safetensors").is_file():
         pytest.skip(f"{STORIES} is not there")

@@ -7,14 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from intarsia_client.attachment import attached, read_trained
 from intarsia_client.base_model import precision
 from intarsia_client.errors import InputError
 from intarsia_client.peft_files import write_adapter
 from intarsia_client.start import client_start
 
-BASES = ("llama", "bert", "gpt2")
+BASES = ("llama", "bert", "gpt2", "scorer")
 FOLDS = pytest.mark.parametrize("fold_bytes", [0, 10_000, 1 << 31])
 
 
@@ -106,9 +105,7 @@ def test_computes_what_the_dense_sum_computes(bases, make_adapter, name, fold_by
     trainable = make_adapter(base, 4, seed=1)
     underneath = replace(make_adapter(base, lambda index: 1 + index % 5, seed=2), dense={})
     expected = logits(base, dense_model(base, underneath, trainable))
-    with attached(
-        base, trainable=trainable, underneath=underneath, fold_bytes=fold_bytes
-    ) as model:
+    with attached(base, trainable=trainable, underneath=underneath, fold_bytes=fold_bytes) as model:
         found = logits(base, model)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert (found - logits(base, base.model)).abs().max() > 0.05
@@ -150,7 +147,7 @@ def test_gradients_reach_the_trainable_adapter_only(bases, make_adapter, name, f
         trained = {n: one for n, one in model.named_parameters() if one.requires_grad}
         assert sum(one.numel() for one in trained.values()) == size
         assert all(one.grad is not None for one in trained.values())
-        assert all(".default." in n or n.startswith("classifier.") for n in trained)
+        assert all(".default." in n or n.startswith(("classifier.", "score.")) for n in trained)
         frozen = [one for one in model.parameters() if not one.requires_grad]
         assert all(one.grad is None for one in frozen)
 

@@ -33,7 +33,7 @@ class TestLoadBase:
         assert load_base(paths[0], task="causal-lm") is not loaded[0]
 
     def test_is_frozen_float32_and_evaluating(self, bases):
-        for base in (bases.llama, bases.bert, bases.gpt2):
+        for base in (bases.llama, bases.bert, bases.gpt2, bases.scorer):
             assert not base.model.training
             for parameter in base.model.parameters():
                 assert parameter.dtype == torch.float32
@@ -101,7 +101,7 @@ class TestLoadBase:
             load_base(str(folder), task="causal-lm")
 
     def test_an_encoder_is_no_causal_model(self, bert, tmp_path):
-        with pytest.raises(InputError, match="model.base"):
+        with pytest.raises(InputError, match=r"model\.base"):
             load_base(str(bert), task="causal-lm")
 
     def test_a_model_that_looks_ahead(self, tmp_path, llama):
@@ -241,3 +241,6 @@ def test_only_classifiers_have_a_head(bases):
     head = head_tensors(bases.bert)
     assert list(head) == ["classifier.bias", "classifier.weight"]
     assert head["classifier.weight"].shape == (3, 32)
+    assert {name: one.shape for name, one in head_tensors(bases.scorer).items()} == {
+        "score.weight": (3, 32)
+    }

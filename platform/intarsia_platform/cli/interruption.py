@@ -16,6 +16,8 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _PATIENCE = b"intarsia: cleaning up; once more ends it at once\n"
+# A progress bar hides it, and has no time left to bring it back.
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Interrupted(Exception):  # noqa: N818 - what a person asked for is no error
@@ -109,5 +111,7 @@ class SignalKeeper:
         # A buffered stream may be in use below this frame; the descriptor is always safe.
         with contextlib.suppress(OSError):
             os.write(2, _PATIENCE)
+            if self._received > 2 and os.isatty(2):
+                os.write(2, _SHOW_CURSOR)
         if self._received > 2:
-            os._exit(128 + number)
+            os._exit(self.exit_code)

@@ -116,7 +116,7 @@ def connect(
         connection = RayConnection(needs, _stay)
     elif found:
         _join(address)
-        connection = RayConnection(needs, ray.shutdown)
+        connection = RayConnection(needs, _leave)
     else:
         connection = RayConnection(needs, _start(needs, object_store_bytes))
     try:
@@ -163,7 +163,7 @@ def _start(needs: WorkerNeeds, object_store_bytes: int) -> Callable[[], None]:
     folder: Path | None = None
 
     def leave() -> None:
-        ray.shutdown()
+        _leave()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -212,6 +212,13 @@ def _init(**options: Any) -> None:
         # A tip about a future Ray, which nobody at the command line can act on.
         warnings.simplefilter("ignore", FutureWarning)
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    # Ray would still print to standard output when a worker ends, where results belong.
+    ray._private.worker._worker_logs_enabled = False
+
+
+def _leave() -> None:
+    ray.shutdown()
+    ray._private.worker._worker_logs_enabled = True
 
 
 def _check_size(needs: WorkerNeeds) -> None:

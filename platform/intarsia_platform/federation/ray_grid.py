@@ -7,6 +7,7 @@ its message.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections import deque
@@ -31,6 +32,7 @@ from intarsia_platform.federation.ray_cluster import connect
 from intarsia_platform.federation.ray_pool import Outcome, WorkerPool, WorkerSetup
 from intarsia_platform.federation.ray_worker import PackedAnswers, PackedAssignment
 
+_logger = logging.getLogger(__name__)
 _CHUNK_SECONDS = 0.03
 _CHUNK_BYTES = 8 * 2**20
 _WAIT_SECONDS = 0.05
@@ -97,6 +99,8 @@ class RayGrid(LocalGrid):
     unfinished messages are sent again, each by itself, since one of them may have been the cause.
     A message whose worker ends ``attempts`` times is answered with an error. A message that is
     cancelled while a worker is busy with it costs that worker its process.
+
+    A Ray started here ends with the thread that made the grid, at the latest.
 
     Records and arrays over 64 KiB that messages of one push share, as the same objects, are
     stored in Ray once and fetched once by each worker.
@@ -278,6 +282,7 @@ class RayGrid(LocalGrid):
 
     def _try_again(self, chunk: Sequence[str], cause: str) -> None:
         """Send again what a worker that ended left unanswered, or answer it with an error."""
+        _logger.warning("a Ray worker ended (%s) while %d messages were with it", cause, len(chunk))
         for message_id in chunk:
             message = self._pending.get(message_id)
             if message is None:
@@ -291,7 +296,7 @@ class RayGrid(LocalGrid):
             error = FederationError(
                 f"message {message_id} to node {message.metadata.dst_node_id}",
                 f"its Ray worker ended {task.crashes} times ({cause})",
-                "see that a worker's memory suffices, and Ray's logs for the cause",
+                "see that a worker's memory suffices, or run it in the in-process grid",
             )
             reply = error_reply(message, ErrorCode.CLIENT_APP_CRASHED, str(error))
             self._finish(message_id, Answer(reply=reply, state=None))

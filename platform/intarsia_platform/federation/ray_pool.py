@@ -16,8 +16,9 @@ from typing import Any
 import ray
 from flwr.app.user_config import UserConfigValue
 from intarsia_client.errors import FederationError
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
+from intarsia_platform.federation.client_calls import one_line
 from intarsia_platform.federation.ray_cluster import WorkerNeeds
 from intarsia_platform.federation.ray_worker import ClientWorker
 
@@ -50,7 +51,7 @@ class Outcome:
     Attributes:
         task: What the grid named it.
         result: The worker's bytes, or None where the worker ended first.
-        cause: Why it ended, in a word; empty where it did not.
+        cause: Why it ended, on one line; empty where it did not.
     """
 
     task: tuple[str, ...]
@@ -238,7 +239,7 @@ class WorkerPool:
             value = worker.take()
         except RayError as error:
             if task is not None:
-                yield Outcome(task=task, result=None, cause=type(error).__name__)
+                yield Outcome(task=task, result=None, cause=_cause(error))
             return
         worker.task = None
         if task is not None:
@@ -250,3 +251,8 @@ class WorkerPool:
         """End all processes."""
         for worker in self._workers:
             worker.stop()
+
+
+def _cause(error: RayError) -> str:
+    """Say why a task failed: what was raised in the worker, or how the worker ended."""
+    return one_line(error.cause) if isinstance(error, RayTaskError) else type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,29 +48,22 @@ def intarsia(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     return run
 
 
-def start(*words: object, **options: object) -> subprocess.Popen[str]:
-    """Start a command line as a process of its own, ended by whoever started it."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "import sys; from intarsia_platform.cli.main import main; "
-         "sys.exit(main())", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        **options,  # type: ignore[arg-type]
-    )  # fmt: skip
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Starts a command line as a process of its own, ended by whoever started it."""
+    program = "import sys; from intarsia_platform.cli.main import main; sys.exit(main())"
 
+    def begin(*words: str, folder: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", program, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
 
-@pytest.fixture
-def process() -> Iterator[Callable[..., Ended]]:
-    """Runs a command line in a process of its own."""
-
-    def run(*words: object, **options: object) -> Ended:
-        child = start(*words, **options)
-        out, err = child.communicate(timeout=120)
-        return Ended(child.returncode, out, err)
-
-    return run
+    return begin
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ def train_sleep(message: Message, context: Context) -> Message:
 
 @app.train("crash")
 def train_crash(message: Message, context: Context) -> Message:
-    """Kills its own process: client 3 always, client 5 the first time."""
+    """Kills its own process: client 3 always, 5 the first time; 7 gives what cannot be sent."""
     marks = Path(str(message.content["config"]["marks"]))
     with (marks / f"tries-{context.node_id}").open("a") as tries:
         tries.write("x")
@@ -88,7 +88,10 @@ def train_crash(message: Message, context: Context) -> Message:
     if context.node_id == 3 or (context.node_id == 5 and first):
         os.kill(os.getpid(), signal.SIGKILL)
     context.state["tries"] = ConfigRecord({"done": True})
-    return metrics(message, node=context.node_id)
+    reply = metrics(message, node=context.node_id)
+    if context.node_id == 7:
+        reply.__dict__["extra"] = lambda: None
+    return reply
 
 
 @app.train("vandal")
