@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from intarsia_client import training
 from intarsia_client.assignment import PrivacyParameters, TrainAssignment, TrainingParameters
 from intarsia_client.base_model import head_tensors, linear_modules, load_base
 from intarsia_client.errors import FederationError, InputError
@@ -15,6 +16,7 @@ from intarsia_client.evaluation import evaluate
 from intarsia_client.files import bytes_digest
 from intarsia_client.peft_files import adapter_digest, decode_adapter, write_encoded
 from intarsia_client.privacy import BudgetExceeded, epsilon_of
+from intarsia_client.private_gradients import PrivateGradients
 from intarsia_client.records import Record
 from intarsia_client.shards import DataShard
 from intarsia_client.start import client_start
@@ -323,6 +325,34 @@ class TestPrivateTraining:
         before = evaluate(base, RECORDS, adapter=None, max_length=32)
         after = evaluate(base, RECORDS, adapter=done.update.adapter, max_length=32)
         assert after.loss < before.loss - 0.5
+
+    @pytest.mark.parametrize("batch_size", [5, 18, 40])
+    def test_each_record_counts_by_its_own_loss(self, bases, make_adapter, monkeypatch, batch_size):
+        """Adam hides a common factor, so the losses and the denominator are looked at directly."""
+        seen = {}
+
+        class Watched(PrivateGradients):
+            def __init__(self, model, **options):
+                seen.update(options)
+                super().__init__(model, **options)
+
+            def accumulate(self, losses):
+                seen.setdefault("losses", []).extend(losses.tolist())
+                super().accumulate(losses)
+
+        monkeypatch.setattr(training, "PrivateGradients", Watched)
+        base, adapter = bases.llama, make_adapter(bases.llama, 6)
+        train(
+            base, adapter, privacy=PRIVATE, private_seed=0,
+            training={"batch_size": batch_size, "max_steps": 1},
+        )  # fmt: skip
+        assert seen["expected_batch_size"] == pytest.approx(min(batch_size, 18))
+        alone = [evaluate(base, [one], adapter=adapter, max_length=32).loss for one in RECORDS]
+        assert seen["losses"]
+        for loss in seen["losses"]:
+            assert min(abs(loss - one) for one in alone) < 1e-4
+        if batch_size >= 18:
+            assert sorted(seen["losses"]) == pytest.approx(sorted(alone), rel=1e-4)
 
     def test_takes_steps_without_any_record(self, bases, make_adapter):
         """At this rate most batches are empty; they are steps of noise, and counted."""

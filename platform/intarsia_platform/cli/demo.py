@@ -11,7 +11,7 @@ from intarsia_platform.cli.simulate import Overrides, Resume, run_watched
 if TYPE_CHECKING:
     from intarsia_platform.home import Home
     from intarsia_platform.results import SimulationResult
-    from intarsia_platform.simulation import SimulationObserver
+    from intarsia_platform.simulation.observer import SimulationObserver
 
 
 def demo_command(

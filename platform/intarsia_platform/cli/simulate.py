@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from intarsia_platform.home import Home
     from intarsia_platform.results import SimulationResult
-    from intarsia_platform.simulation import SimulationObserver
+    from intarsia_platform.simulation.observer import SimulationObserver
 
 Overrides = Annotated[
     list[str] | None,
@@ -48,7 +48,7 @@ def simulate_command(
         from intarsia_aggregators.catalog import CATALOG
 
         from intarsia_platform.configuration import read_configuration
-        from intarsia_platform.simulation import simulate
+        from intarsia_platform.simulation.run import simulate
 
         methods = [entry.name for entry in CATALOG]
         checked = read_configuration(configuration, changes, methods=methods)

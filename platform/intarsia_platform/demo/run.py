@@ -16,10 +16,15 @@ from intarsia_platform.configuration import SimulationConfiguration, read_config
 from intarsia_platform.demo.corpus import DEPARTMENTS, Record, department_records, write_jsonl
 from intarsia_platform.home import Home
 from intarsia_platform.results import SimulationResult
-from intarsia_platform.simulation import ReportWords, SimulationObserver, simulate
+from intarsia_platform.simulation.observer import SimulationObserver
+from intarsia_platform.simulation.run import ReportWords, simulate
 
 BASE = Path(__file__).parent / "base"
 CONFIGURATION = Path(__file__).parent / "demo.toml"
+
+# Little text at each site: too little to learn from alone, which is why they federate.
+TRAIN_CHARACTERS = 24_000
+PASSAGES_PER_FILE = 4
 
 WORDS = ReportWords(
     title="Eight departments, one adapter",
@@ -47,18 +52,20 @@ def demo_configuration(home: Home, overrides: Sequence[str] = ()) -> SimulationC
         StorageError: If the home cannot be written.
     """
     folder = home.path / "demo"
-    folder.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, list[Record]] = {"train": [], "test": []}
-    for name in DEPARTMENTS:
-        train, test = department_records(name, seed=0)
-        parts["train"] += train
-        parts["test"] += test
-    for part, records in parts.items():
-        write_jsonl(folder / f"{part}.jsonl", records)
     # Written out, so that a person can read it, change it and run it with `intarsia simulate`.
     written = folder / CONFIGURATION.name
     text = CONFIGURATION.read_text().replace('base = "base"', f"base = {json.dumps(str(BASE))}")
     write_bytes(written, text.encode())
+    read_configuration(written, overrides)  # a wrong override is told before anything is read
+    parts: dict[str, list[Record]] = {"train": [], "test": []}
+    for name in DEPARTMENTS:
+        train, test = department_records(
+            name, seed=0, train_characters=TRAIN_CHARACTERS, passages_per_file=PASSAGES_PER_FILE
+        )
+        parts["train"] += train
+        parts["test"] += test
+    for part, records in parts.items():
+        write_jsonl(folder / f"{part}.jsonl", records)
     return read_configuration(written, overrides)
 
 

@@ -79,4 +79,3 @@ def put_adapter(store: ContentStore, encoded: EncodedAdapter) -> tuple[str, str]
         The digests of the configuration and of the tensors.
     """
     return store.put(encoded.configuration), store.put(encoded.tensors)
-

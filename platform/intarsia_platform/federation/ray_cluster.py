@@ -12,8 +12,10 @@ import logging
 import math
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -211,7 +213,11 @@ def _init(**options: Any) -> None:
     with warnings.catch_warnings():
         # A tip about a future Ray, which nobody at the command line can act on.
         warnings.simplefilter("ignore", FutureWarning)
+        terminate = signal.getsignal(signal.SIGTERM)
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        if threading.current_thread() is threading.main_thread():
+            # Ray puts its own handler there, which would end the process without its clean-up.
+            signal.signal(signal.SIGTERM, terminate)
     # Ray would still print to standard output when a worker ends, where results belong.
     ray._private.worker._worker_logs_enabled = False
 

@@ -27,6 +27,7 @@ from intarsia_client.privacy import epsilon_of, would_exceed
 from intarsia_client.wire import Adapter, UpdateManifest
 
 from intarsia_platform.federation.artefacts import get_update, put_update
+from intarsia_platform.federation.local_grid import LocalGrid
 from intarsia_platform.federation.strategy import LoraStrategy, OpenRound
 from intarsia_platform.registry.adapters import AdapterRegistry
 from intarsia_platform.registry.journal import RunJournal
@@ -223,7 +224,9 @@ class DurableFederation:
                 if client is not None:
                     self._observer.replied(number, client, self._take(open_round, client, reply))
             if not replies:
-                time.sleep(_POLL_SECONDS)
+                time.sleep(_POLL_SECONDS)  # Flower's own grid answers at once, with nothing
+        if isinstance(self._grid, LocalGrid):
+            self._grid.cancel_messages(identifiers)
         for client in pending.values():
             self._journal.mark_late(number, client)
             self._observer.replied(number, client, "late")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from intarsia_client.assignment import PrivacyParameters
-from intarsia_client.privacy import epsilon_of
 
 from intarsia_platform.registry.journal import RunJournal
 from intarsia_platform.registry.privacy_ledger import PrivacyLedger
@@ -76,6 +75,9 @@ def _client_round(
 ) -> ClientRound:
     epsilon = None
     if privacy.unit != "none":
+        # The accountant brings torch along, which looking at runs without privacy need not load.
+        from intarsia_client.privacy import epsilon_of
+
         history = [
             (spend.noise_multiplier, spend.sample_rate, spend.steps)
             for spend in ledger.spends(part.run_id, part.client)

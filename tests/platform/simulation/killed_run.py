@@ -17,7 +17,7 @@ from typing import Any
 from intarsia_platform.configuration import read_configuration
 from intarsia_platform.home import Home
 from intarsia_platform.registry.journal import RunJournal
-from intarsia_platform.simulation import simulate
+from intarsia_platform.simulation.run import simulate
 
 TRANSITIONS = {
     "planned": "plan_round",

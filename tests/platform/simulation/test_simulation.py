@@ -21,7 +21,7 @@ from intarsia_platform.registry.database import open_database
 from intarsia_platform.registry.journal import list_runs
 from intarsia_platform.registry.lineage import Lineage
 from intarsia_platform.registry.store import ContentStore
-from intarsia_platform.simulation import run, simulate
+from intarsia_platform.simulation import run
 from intarsia_platform.simulation.preparation import (
     for_run,
     initial_adapter,
@@ -30,6 +30,7 @@ from intarsia_platform.simulation.preparation import (
     prepare_plan,
     virtual_clients,
 )
+from intarsia_platform.simulation.run import simulate
 
 
 def test_the_same_configuration_and_seed_give_the_same_adapter(configure, tmp_path, observer):

@@ -15,7 +15,7 @@ import pytest
 from intarsia_platform.home import Home
 from intarsia_platform.registry.database import open_database
 from intarsia_platform.registry.journal import latest_unfinished
-from intarsia_platform.simulation import simulate
+from intarsia_platform.simulation.run import simulate
 
 MARK = "INTARSIA_TEST_KILLED_RUN"
 KILLED_RUN = Path(__file__).parent / "killed_run.py"

@@ -1,6 +1,6 @@
 """Prepares the studies' data: Shakespeare's speakers as clients, one record a turn.
 
-    python tests/studies/spine/prepare.py [--shared ../shared/data] [--out tests/studies/spine/data]
+python tests/studies/spine/prepare.py [--shared ../shared/data] [--out tests/studies/spine/data]
 """
 
 from __future__ import annotations
