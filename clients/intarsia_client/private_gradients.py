@@ -36,7 +36,7 @@ def private_generator(private_seed: int | None, *question: str) -> np.random.Gen
         question: Everything that the round's result depends on.
 
     Returns:
-        A generator seeded with 256 bits.
+        A generator; its seed carries 128 bits.
     """
     if private_seed is None:
         return np.random.Generator(np.random.PCG64(secrets.randbits(256)))
@@ -64,9 +64,10 @@ def poisson_sample(
 class PrivateGradients:
     """Clipped per-example gradients and their noisy sum, for the duration of a block.
 
-    Opacus' hooks compute each example's own gradient of all trainable parameters together, head
-    included. Each is scaled to norm ``max_grad_norm`` at most and added to a sum; an example
-    whose gradient is not finite adds nothing. The released gradient is that sum with normal noise
+    Hooks on the modules' outputs apply Opacus' rules for each example's own gradient, taken over
+    all trainable parameters together, head included. Each is scaled to norm ``max_grad_norm`` at
+    most and added to a sum; an example whose gradient is not finite adds nothing. The released
+    gradient is that sum with normal noise
     of standard deviation ``noise_multiplier * max_grad_norm``, over a denominator that does not
     depend on who was sampled. Adding or removing one record changes the sum by a vector of norm
     ``max_grad_norm`` at most.
