@@ -221,7 +221,7 @@ def _checked(name: str, value: object, annotation: str) -> object:
     if annotation == "bool" and isinstance(value, bool):
         return value
     if annotation == "int" and isinstance(value, int) and not isinstance(value, bool):
-        if abs(value) < 2**63:
+        if -(2**63) <= value < 2**63:
             return value
         raise InputError(thing, "beyond 64 bits", "send a real count")
     if annotation == "float" and _is_number(value):

@@ -111,11 +111,14 @@ class EngineConfiguration:
         grid: One of :data:`GRIDS`.
         workers: Processes that train at the same time.
         gpus_per_worker: Share of a GPU that each of them holds; 0 for the CPU.
+        threads: Threads of each of them; 0 shares this machine's cores between them. Sums come out
+            in another order with another number, so it is part of what makes two runs equal.
     """
 
     grid: str = "ray"
     workers: int = 2
     gpus_per_worker: float = 0.0
+    threads: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,6 +345,7 @@ _RULES: dict[str, Rule] = {
     "engine.grid": one_of(*GRIDS),
     "engine.workers": at_least(1),
     "engine.gpus_per_worker": at_least(0),
+    "engine.threads": at_least(0),
     "evaluation.rounds": at_least(1),
     "evaluation.max_records": at_least(0),
 }

@@ -215,8 +215,8 @@ def _init(**options: Any) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         terminate = signal.getsignal(signal.SIGTERM)
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-        if threading.current_thread() is threading.main_thread():
-            # Ray puts its own handler there, which would end the process without its clean-up.
+        if callable(terminate) and threading.current_thread() is threading.main_thread():
+            # Ray puts its own handler there; whoever had one before wants to end in order.
             signal.signal(signal.SIGTERM, terminate)
     # Ray would still print to standard output when a worker ends, where results belong.
     ray._private.worker._worker_logs_enabled = False

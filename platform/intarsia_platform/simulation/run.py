@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from intarsia_aggregators.catalog import find_method
 from intarsia_client.base_model import BaseModel
 from intarsia_client.errors import InputError, StorageError
 from intarsia_client.files import write_bytes
 from intarsia_client.peft_files import EncodedAdapter
 
-from intarsia_platform.configuration import SimulationConfiguration
+from intarsia_platform.configuration import EngineConfiguration, SimulationConfiguration
 from intarsia_platform.federation.in_process_grid import InProcessGrid
 from intarsia_platform.federation.local_grid import LocalGrid
 from intarsia_platform.federation.plan import FederationPlan
@@ -114,6 +116,7 @@ def simulate(
     begun = time.monotonic()
     find_method(configuration.federation.method)
     with (
+        _fixed_threads(configuration.engine),
         open_database(home.database_url) as database,
         _tracker(configuration, home, observer) as tracker,
     ):
@@ -206,6 +209,7 @@ def _grid(run: _Run, database: Database) -> Iterator[LocalGrid]:
             CLIENT_APP,
             workers=engine.workers,
             gpus_per_worker=engine.gpus_per_worker,
+            environment={"OMP_NUM_THREADS": str(_worker_threads(engine))},
             clients=clients,
             run_id=number,
             states=states,
@@ -213,6 +217,27 @@ def _grid(run: _Run, database: Database) -> Iterator[LocalGrid]:
         )
     with grid:
         yield grid
+
+
+def _worker_threads(engine: EngineConfiguration) -> int:
+    workers = engine.workers if engine.grid == "ray" else 1
+    return engine.threads or max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+@contextlib.contextmanager
+def _fixed_threads(engine: EngineConfiguration) -> Iterator[None]:
+    """Sums in this process always over the same number of threads.
+
+    With another number they come out in another order, and so in other bytes; the environment
+    (``OMP_NUM_THREADS``) or another library must not decide that.
+    """
+    before = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(_worker_threads(engine) if engine.grid == "inprocess" else cores)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _federate(
@@ -254,30 +279,37 @@ def _federate(
         observer=watch,
     )
     final = federation.run()
-    clients: tuple[ClientEvaluation, ...] = ()
-    if configuration.evaluation.clients and run.data.test:
-        run.observer.stage("measuring every client's held-out records")
-        clients = measure_clients(
-            strategy,
-            grid,
-            run.data,
-            initial=run.initial,
-            federated=final,
-            own_adapters=configuration.evaluation.own_adapters and plan.privacy.unit == "none",
-            deadline_seconds=configuration.federation.deadline_seconds,
-            progress=run.observer.client_measured,
-        )
     result = SimulationResult(
         run=plan.run,
         base=base_alone,
         rounds=published_results(run.journal, run.ledger, plan.privacy),
         adapter=_export(run, final),
-        clients=clients,
+        clients=_measure_clients(run, strategy, grid, final),
         configuration=configuration.as_mapping(),
         seconds=time.monotonic() - begun,
         report=str(run.home.reports / plan.run / "report.html"),
     )
     return _report(run, result, tracker, words)
+
+
+def _measure_clients(
+    run: _Run, strategy: LoraStrategy, grid: LocalGrid, final: EncodedAdapter
+) -> tuple[ClientEvaluation, ...]:
+    configuration = run.configuration
+    if not (configuration.evaluation.clients and run.data.test):
+        return ()
+    run.observer.stage("measuring every client's held-out records")
+    return measure_clients(
+        strategy,
+        grid,
+        run.data,
+        initial=run.initial,
+        federated=final,
+        # A second training on the same records would spend privacy that nobody planned for.
+        own_adapters=configuration.evaluation.own_adapters and run.plan.privacy.unit == "none",
+        deadline_seconds=configuration.federation.deadline_seconds,
+        progress=run.observer.client_measured,
+    )
 
 
 def _export(run: _Run, final: EncodedAdapter) -> AdapterResult:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from intarsia_platform.configuration import SimulationConfiguration, read_configuration
 from intarsia_platform.demo.run import BASE
 from intarsia_platform.results import RoundResult
@@ -63,6 +64,7 @@ learning_rate = 1e-2
 max_length = 24
 [engine]
 grid = "inprocess"
+threads = 1
 [evaluation]
 clients = false
 [tracking]
@@ -70,6 +72,15 @@ mlflow = false
 """
     )
     return path
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Everything in this process on one thread, as the configuration says for simulations."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
