@@ -112,7 +112,7 @@ def test_what_messages_share_is_stored_once(grid):
 
 
 @slow
-def test_broadcasts_are_found_by_identity_and_freed_after_their_last_use(one_ray):
+def test_broadcasts_are_found_by_identity_and_freed_after_their_last_use(grid):
     shared = Array(np.arange(2**15))
     contents = [
         RecordDict(
