@@ -12,7 +12,7 @@ import click
 from intarsia_client.errors import InputError, IntarsiaError, StorageError
 
 from intarsia_platform.cli.interruption import Interrupted
-from intarsia_platform.cli.output import say
+from intarsia_platform.cli.lines import say
 from intarsia_platform.cli.settings import Settings
 
 UNEXPECTED = 1

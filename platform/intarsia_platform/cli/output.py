@@ -5,7 +5,6 @@ On a terminal tables fit its width; elsewhere nothing is cut and nothing is colo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from intarsia_client.errors import InputError, StorageError
 from intarsia_client.files import write_bytes
+
+from intarsia_platform.cli.lines import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -27,29 +28,6 @@ STANDARD_OUTPUT = Path("-")
 
 # Wide enough that Rich wraps nothing where a file or another program reads.
 _UNLIMITED = 10_000
-
-
-def one_line(text: str) -> str:
-    """Text as one line without control characters, whoever wrote it.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        Its words, single spaces between them; what cannot be printed is escaped.
-    """
-    words = " ".join(text.split())
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
-
-
-def say(line: str) -> None:
-    """Write one line to standard error; silently, where nobody reads it any more.
-
-    Args:
-        line: The line, without the program's name.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        print(f"intarsia: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from intarsia_platform.cli.interruption import SignalKeeper
-from intarsia_platform.cli.output import console_for, is_terminal, one_line, say
+from intarsia_platform.cli.lines import one_line, say
+from intarsia_platform.cli.output import console_for, is_terminal
 from intarsia_platform.reporting.measures import ACCURACY, PERPLEXITY, duration_text
 
 if TYPE_CHECKING:

@@ -10,6 +10,8 @@ import os
 import sys
 import warnings
 
+from intarsia_platform.cli.lines import say
+
 # Set only where the person has not; worker processes inherit them.
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
@@ -48,6 +50,4 @@ class _WarningLines(logging.Handler):
     """Writes our own warnings as the command line writes all of its lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from intarsia_platform.cli.output import say
-
         say(f"{record.levelname.lower()}: {record.getMessage()}")

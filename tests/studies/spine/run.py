@@ -93,6 +93,7 @@ def run_arm(study: str, number: int, arm: Arm, home: Path, common: list[str]) ->
                 *("--json", result, *options),
             ],
             check=True,
+            stdout=sys.stderr,
         )
     loaded: dict[str, object] = json.loads(result.read_text())
     return loaded
@@ -103,6 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=("shakespeare", "banking77"))
     parser.add_argument("--home", type=Path, default=Path(".intarsia/studies"))
+    parser.add_argument("--arms", type=int, nargs="*", help="only these rows, from 0")
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     options = parser.parse_args()
     options.home.mkdir(parents=True, exist_ok=True)
@@ -110,12 +112,14 @@ def main() -> None:
     common: list[str] = []
     if options.study == "shakespeare":
         prepare = [HERE / "prepare.py", "--shared", options.shared]
-        subprocess.run([sys.executable, *prepare], check=True)
+        subprocess.run([sys.executable, *prepare], check=True, stdout=sys.stderr)
     else:
         measure, clients, batch_size = "accuracy", 10, 32
         common = [f"model.base={minilm()}"]
     rows = []
     for number, arm in enumerate(arms(clients, batch_size)):
+        if options.arms and number not in options.arms:
+            continue
         told = run_arm(options.study, number, arm, options.home, common)
         rows.append(
             {
