@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from intarsia_platform.cli.output import facts, one_line, present, short_digest, table
+from intarsia_platform.cli.lines import one_line
+from intarsia_platform.cli.output import facts, present, short_digest, table
 from intarsia_platform.cli.registry import open_registry
 from intarsia_platform.cli.settings import IntarsiaCommand, command_group, settings_of
 
