@@ -3,9 +3,10 @@
     python tests/studies/spine/run.py shakespeare|banking77 [--home DIR] [--shared ../shared/data]
 
 Runs the study's configuration over Ray and in this process, and beside it one LoRA of the largest
-rank on the pooled records: once with as many optimiser steps as all clients together (the same
-passes over the data), once with as many as one client in a row (batches as many times larger as
-there are clients). A run that is finished in the home is not run again.
+rank on the pooled records, three times: with as many optimiser steps as one client takes, of the
+same batch size; with as many steps, but batches as many times larger as there are clients, so that
+it sees all records as often as they do; and with as many steps as all clients together. A run that
+is finished in the home is not run again.
 """
 
 from __future__ import annotations
@@ -35,34 +36,39 @@ class Arm:
     overrides: tuple[str, ...]
 
 
-def arms(clients: int, batch_size: int) -> list[Arm]:
+def arms(clients: int, batch_size: int, steps: int) -> list[Arm]:
     """The rows of a study.
 
     Args:
         clients: Its number of clients.
         batch_size: Its batch size.
+        steps: Optimiser steps that a client takes in a round, on the mean of the clients.
 
     Returns:
-        Federated over both grids, and central twice.
+        Federated twice over both grids, and central three times.
     """
-    central = ("federation.clients=1", "data.partition=iid", "lora.ranks=[32]")
+    central = (
+        "federation.clients=1",
+        "data.partition=iid",
+        "lora.ranks=[32]",
+        "engine.grid=inprocess",
+        "evaluation.clients=false",
+    )
+    wide = f"train.batch_size={batch_size * clients}"
     return [
         Arm(name="federated, Ray grid", overrides=()),
         Arm(name="federated, Ray grid, again", overrides=()),
         Arm(name="federated, in-process grid", overrides=("engine.grid=inprocess",)),
         Arm(name="federated, in-process grid, again", overrides=("engine.grid=inprocess",)),
         Arm(
-            name="central, as many steps as all clients together",
-            overrides=(*central, "engine.grid=inprocess"),
+            name="central, as many steps as one client",
+            overrides=(*central, f"train.max_steps={steps}"),
         ),
         Arm(
-            name="central, as many steps as one client in a row",
-            overrides=(
-                *central,
-                "engine.grid=inprocess",
-                f"train.batch_size={batch_size * clients}",
-            ),
+            name="central, as many steps as one client, on all clients' records",
+            overrides=(*central, wide),
         ),
+        Arm(name="central, as many steps as all clients together", overrides=central),
     ]
 
 
@@ -108,16 +114,16 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     options = parser.parse_args()
     options.home.mkdir(parents=True, exist_ok=True)
-    measure, clients, batch_size = "perplexity", 8, 16
+    measure, clients, batch_size, steps = "perplexity", 8, 16, 8
     common: list[str] = []
     if options.study == "shakespeare":
         prepare = [HERE / "prepare.py", "--shared", options.shared]
         subprocess.run([sys.executable, *prepare], check=True, stdout=sys.stderr)
     else:
-        measure, clients, batch_size = "accuracy", 10, 32
+        measure, clients, batch_size, steps = "accuracy", 10, 16, 63
         common = [f"model.base={minilm()}"]
     rows = []
-    for number, arm in enumerate(arms(clients, batch_size)):
+    for number, arm in enumerate(arms(clients, batch_size, steps)):
         if options.arms and number not in options.arms:
             continue
         told = run_arm(options.study, number, arm, options.home, common)
