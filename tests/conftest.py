@@ -1,0 +1,11 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# A busy machine must not fail a property; and a submission is checked on the same examples twice.
+settings.register_profile("intarsia", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("intarsia")
