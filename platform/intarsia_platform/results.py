@@ -82,7 +82,7 @@ class ClientRound:
         client: The client's name.
         rank: Rank at which it trained.
         number_of_examples: Records that it trained on.
-        status: ``"accepted"``, ``"refused"``, ``"sat-out"`` or ``"no-reply"``.
+        status: ``"accepted"``, ``"refused"``, ``"sat-out"``, ``"failed"`` or ``"late"``.
         train_loss: Mean training loss that it reports, in nats; None where it reports none.
         epsilon: Privacy spent by the client so far; None without differential privacy.
     """

@@ -80,8 +80,8 @@ def admit(
     Raises:
         RefusedUpdate: With the reason ``too-large``, ``malformed``, ``wrong-base``,
             ``stale-round``, ``wrong-run``, ``wrong-client``, ``wrong-nonce``, ``wrong-start``,
-            ``wrong-task``, ``wrong-shape``, ``wrong-scaling``, ``damaged``, ``no-examples`` or
-            ``not-finite``.
+            ``wrong-task``, ``wrong-shape``, ``wrong-scaling``, ``damaged``, ``no-examples``,
+            ``not-private`` or ``not-finite``.
     """
     client = assignment.client
     limit = _size_limit(assignment, published)

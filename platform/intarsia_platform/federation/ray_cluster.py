@@ -25,6 +25,8 @@ from typing import Any
 import ray
 from intarsia_client.errors import FederationError, InputError
 
+from intarsia_platform.federation.cores import usable_cores
+
 # Read by Ray's own processes. Nothing is reported to its makers; and when this process is killed,
 # and most of Ray with it, the last two do not spend a minute looking for the rest.
 _ENVIRONMENT = {
@@ -106,8 +108,7 @@ def connect(
     if address != "local" and not _is_address(address):
         raise InputError("Ray's address", address, "write it as host:port")
     found = ray.is_initialized() or address != "local"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = 1 if found else max(1, (cores or 1) // workers)
+    share = 1 if found else max(1, usable_cores() // workers)
     needs = WorkerNeeds(
         workers=workers,
         cpus=cpus_per_worker or 1.0,

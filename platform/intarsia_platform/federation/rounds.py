@@ -20,8 +20,8 @@ from typing import Protocol
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from intarsia_client.assignment import TrainAssignment
-from intarsia_client.errors import FederationError, IntegrityError, RefusedUpdate
-from intarsia_client.messages import abstention_reason, adapter_record
+from intarsia_client.errors import FederationError, InputError, IntegrityError, RefusedUpdate
+from intarsia_client.messages import abstention_reason, adapter_record, read_update_content
 from intarsia_client.peft_files import EncodedAdapter
 from intarsia_client.privacy import epsilon_of, would_exceed
 from intarsia_client.wire import Adapter, UpdateManifest
@@ -244,10 +244,9 @@ class DurableFederation:
             self._journal.sit_out(number, client, "privacy-budget", detail=abstained)
             return "sat-out"
         size = _reply_size(reply)
-        spend: PrivacySpendRow | None = None
+        spend = _claimed_spend(reply, open_round.assignments[reply.metadata.src_node_id])
         try:
             update = self._strategy.admit_reply(open_round, reply)
-            spend = _spend(update.manifest)
             digest = put_update(self._store, update)
             manifest = update.manifest
             self._journal.accept(
@@ -313,9 +312,15 @@ def _assignment(part: ParticipationRow) -> TrainAssignment:
     return TrainAssignment.from_json(json.dumps(part.assignment))
 
 
-def _spend(manifest: UpdateManifest) -> PrivacySpendRow | None:
+def _claimed_spend(reply: Message, assignment: TrainAssignment) -> PrivacySpendRow | None:
+    """What a client says that it spent on this assignment, whether or not its update is used."""
+    try:
+        manifest = UpdateManifest.from_json(read_update_content(reply).manifest)
+    except InputError:
+        return None
+    ours = (assignment.run, assignment.client, assignment.round)
     spend = manifest.privacy
-    if spend is None:
+    if spend is None or (manifest.run, manifest.client, manifest.round) != ours:
         return None
     return PrivacySpendRow(
         scope=manifest.run,

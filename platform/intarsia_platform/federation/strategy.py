@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from intarsia_aggregators.catalog import find_method
 from intarsia_client.assignment import TrainAssignment
-from intarsia_client.errors import FederationError, IntarsiaError, RefusedUpdate
+from intarsia_client.errors import FederationError, InputError, IntarsiaError, RefusedUpdate
 from intarsia_client.messages import (
     METRICS,
     abstention_reason,
@@ -78,6 +78,9 @@ class LoraStrategy(Strategy):
         method: A name of the aggregation catalogue.
         minimum_nodes: Nodes that must be there before a round begins.
         node_deadline: Seconds to wait for them.
+
+    Raises:
+        InputError: If the ranks do not fit the modules or the method, or there is no such method.
     """
 
     def __init__(
@@ -91,6 +94,8 @@ class LoraStrategy(Strategy):
         plan.check()
         self.plan = plan
         self.method = find_method(method)
+        if not self.method.mixed_ranks and len(set(plan.ranks)) > 1:
+            raise InputError("lora.ranks", list(plan.ranks), f"{method} takes clients of one rank")
         self.minimum_nodes = minimum_nodes
         self.node_deadline = node_deadline
         self._open: OpenRound | None = None
@@ -218,7 +223,8 @@ class LoraStrategy(Strategy):
         encoded = adapter_of(arrays)
         assignments = self.plan.assignments(server_round, self.nodes(grid), encoded.digest)
         self._open = self.open_round(server_round, encoded, assignments)
-        return self.train_messages(self._open, arrays, assignments)
+        # Flower's own grid goes over the messages twice.
+        return list(self.train_messages(self._open, arrays, assignments))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -256,7 +262,7 @@ class LoraStrategy(Strategy):
     ) -> Iterable[Message]:
         """Ask every node to measure the adapter; see Flower's ``Strategy``."""
         del config
-        return self.evaluate_messages(server_round, arrays, self.nodes(grid))
+        return list(self.evaluate_messages(server_round, arrays, self.nodes(grid)))
 
     def evaluate_messages(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from intarsia_client.files import write_bytes
 from intarsia_client.peft_files import EncodedAdapter
 
 from intarsia_platform.configuration import EngineConfiguration, SimulationConfiguration
+from intarsia_platform.federation.cores import usable_cores
 from intarsia_platform.federation.in_process_grid import InProcessGrid
 from intarsia_platform.federation.local_grid import LocalGrid
 from intarsia_platform.federation.plan import FederationPlan
@@ -221,7 +221,7 @@ def _grid(run: _Run, database: Database) -> Iterator[LocalGrid]:
 
 def _worker_threads(engine: EngineConfiguration) -> int:
     workers = engine.workers if engine.grid == "ray" else 1
-    return engine.threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    return engine.threads or max(1, usable_cores() // workers)
 
 
 @contextlib.contextmanager
@@ -232,8 +232,8 @@ def _fixed_threads(engine: EngineConfiguration) -> Iterator[None]:
     (``OMP_NUM_THREADS``) or another library must not decide that.
     """
     before = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(_worker_threads(engine) if engine.grid == "inprocess" else cores)
+    in_process = engine.grid == "inprocess"
+    torch.set_num_threads(_worker_threads(engine) if in_process else usable_cores())
     try:
         yield
     finally:
@@ -340,6 +340,7 @@ def _report(
     configuration = folder / "configuration.json"
     write_bytes(configuration, json.dumps(dict(result.configuration), indent=2).encode() + b"\n")
     tracker.finish("FINISHED", [configuration, report, Path(result.adapter.path)])
+    run.journal.set_mlflow_run(tracker.run_id)
     return result
 
 

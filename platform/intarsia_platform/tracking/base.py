@@ -14,6 +14,10 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 class Tracker(Protocol):
     """What the round loop tells whoever keeps a view of it; no method raises or waits for long."""
 
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's name of the run, None until it is open."""
+
     def prepare_in_background(self) -> None:
         """Begin whatever takes time, without waiting for it."""
 
@@ -39,6 +43,8 @@ class Tracker(Protocol):
 
 class NullTracker:
     """Keeps nothing: tracking is off."""
+
+    run_id: None = None
 
     def __enter__(self) -> Self:
         """Enter without effect."""
