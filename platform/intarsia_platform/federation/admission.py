@@ -18,7 +18,7 @@ from intarsia_client.files import bytes_digest
 from intarsia_client.messages import ReceivedUpdate
 from intarsia_client.peft_files import EncodedAdapter, decode_adapter
 from intarsia_client.start import client_start
-from intarsia_client.wire import Adapter, UpdateManifest
+from intarsia_client.wire import Adapter, PrivacySpend, UpdateManifest
 
 # Room for names, JSON and the safetensors header beside the numbers themselves.
 _OVERHEAD_BYTES = 1 << 16
@@ -103,6 +103,28 @@ def admit(
     )
 
 
+def is_plausible(spend: PrivacySpend | None, assignment: TrainAssignment) -> bool:
+    """Whether a declared privacy spend can be what the assignment asked for.
+
+    Args:
+        spend: The client's word; nothing here can prove it.
+        assignment: What the client was asked to do.
+
+    Returns:
+        True if its unit, delta and clipping norm are the assigned ones and its other numbers are
+        such that an accountant can work with them.
+    """
+    asked = assignment.privacy
+    return (
+        spend is not None
+        and (spend.unit, spend.delta, spend.max_grad_norm)
+        == (asked.unit, asked.delta, asked.max_grad_norm)
+        and spend.noise_multiplier > 0.0
+        and 0.0 < spend.sample_rate <= 1.0
+        and spend.steps >= 1
+    )
+
+
 def _size_limit(assignment: TrainAssignment, published: Adapter) -> int:
     numbers = sum(assignment.rank * sum(f.shape) for f in published.modules.values())
     numbers += sum(tensor.size for tensor in published.dense.values())
@@ -148,9 +170,9 @@ def _check_manifest(manifest: UpdateManifest, assignment: TrainAssignment) -> No
             manifest.number_of_examples,
             "train on at least one record",
         )
-    if assignment.privacy.unit != "none" and manifest.privacy is None:
+    if assignment.privacy.unit != "none" and not is_plausible(manifest.privacy, assignment):
         raise RefusedUpdate(
-            "not-private", f"privacy of {client}", None, "train with the privacy assigned"
+            "not-private", f"privacy of {client}", manifest.privacy, "train as assigned"
         )
 
 

@@ -26,6 +26,7 @@ from intarsia_client.peft_files import EncodedAdapter
 from intarsia_client.privacy import epsilon_of, would_exceed
 from intarsia_client.wire import Adapter, UpdateManifest
 
+from intarsia_platform.federation.admission import is_plausible
 from intarsia_platform.federation.artefacts import get_update, put_update
 from intarsia_platform.federation.local_grid import LocalGrid
 from intarsia_platform.federation.strategy import LoraStrategy, OpenRound
@@ -271,7 +272,7 @@ class DurableFederation:
         accepted = sum(part.status == "accepted" for part in rows)
         if accepted >= self._limits.minimum_accepted:
             return
-        reasons = sorted({part.detail for part in rows if part.detail})
+        reasons = sorted({words for part in rows if (words := part.detail or part.reason)})
         raise FederationError(
             f"accepted updates in round {number}",
             accepted,
@@ -320,7 +321,9 @@ def _claimed_spend(reply: Message, assignment: TrainAssignment) -> PrivacySpendR
         return None
     ours = (assignment.run, assignment.client, assignment.round)
     spend = manifest.privacy
-    if spend is None or (manifest.run, manifest.client, manifest.round) != ours:
+    if spend is None or not is_plausible(spend, assignment):
+        return None
+    if (manifest.run, manifest.client, manifest.round) != ours:
         return None
     return PrivacySpendRow(
         scope=manifest.run,

@@ -14,7 +14,7 @@ from intarsia_client.files import bytes_digest
 from intarsia_client.messages import ReceivedUpdate
 from intarsia_client.peft_files import EncodedAdapter, encode_adapter
 from intarsia_client.start import client_start
-from intarsia_client.wire import Adapter, LowRankFactors, UpdateManifest
+from intarsia_client.wire import Adapter, LowRankFactors, PrivacySpend, UpdateManifest
 from intarsia_platform.federation.admission import admit
 
 SHAPES = {"model.q": (12, 16), "model.v": (8, 16)}
@@ -187,6 +187,33 @@ def test_a_variant_that_is_not_bilinear_is_refused():
     assert refusal(replace(update, adapter=encoded)).reason == "malformed"
 
 
-def test_private_training_without_a_spend_is_refused():
-    private = replace(ASSIGNMENT, privacy=PrivacyParameters(unit="example"))
-    assert refusal(received(), private).reason == "not-private"
+SPEND = PrivacySpend(
+    unit="example",
+    noise_multiplier=1.0,
+    sample_rate=0.1,
+    steps=10,
+    max_grad_norm=1.0,
+    delta=1e-5,
+    epsilon=2.0,
+)
+PRIVATE = replace(ASSIGNMENT, privacy=PrivacyParameters(unit="example"))
+
+
+def test_private_training_with_the_spend_that_was_asked_for_is_admitted():
+    assert admit(received(privacy=SPEND), PRIVATE, PUBLISHED).manifest.privacy == SPEND
+
+
+@pytest.mark.parametrize(
+    "spend",
+    [
+        None,
+        replace(SPEND, unit="client"),
+        replace(SPEND, noise_multiplier=0.0),
+        replace(SPEND, sample_rate=1.5),
+        replace(SPEND, steps=0),
+        replace(SPEND, max_grad_norm=100.0),
+        replace(SPEND, delta=0.5),
+    ],
+)
+def test_private_training_without_a_plausible_spend_is_refused(spend):
+    assert refusal(received(privacy=spend), PRIVATE).reason == "not-private"
