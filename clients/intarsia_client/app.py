@@ -33,9 +33,34 @@ from intarsia_client.shards import DataShard, shard_of
 from intarsia_client.training import LocalTrainer, TrainedRound
 from intarsia_client.wire import Adapter, PrivacySpend
 
+DESCRIPTION = "description"
+"""The record of :func:`describe`'s reply: ``client``, and ``records`` to train on."""
+
 _PRIVACY = "privacy"
 
 app = ClientApp()
+
+
+@app.query()
+def describe(message: Message, context: Context) -> Message:
+    """Tell the server how this node calls itself and how many records it would train on.
+
+    A server that has never seen the nodes learns here which names to put into its assignments.
+
+    Args:
+        message: A query message, whatever it holds.
+        context: The node's configuration.
+
+    Returns:
+        The reply; see :data:`DESCRIPTION`.
+    """
+    name = context.node_config.get("client")
+    if not isinstance(name, str) or not name:
+        raise InputError("node configuration client", repr(name), "set it to a string")
+    shard = shard_of(context.node_config, "train")
+    records = 0 if shard is None else len(shard.records)
+    description = ConfigRecord({"client": name, "records": records})
+    return Message(RecordDict({DESCRIPTION: description}), reply_to=message)
 
 
 @app.train()
