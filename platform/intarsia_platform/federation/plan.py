@@ -66,14 +66,17 @@ class FederationPlan:
     def sample(self, round_number: int, nodes: Sequence[int]) -> tuple[int, ...]:
         """The round's cohort: a uniform sample without replacement, the same for equal seeds.
 
+        Drawn by name, like the ranks.
+
         Args:
             round_number: From 1.
             nodes: The nodes there are.
 
         Returns:
-            Sorted node identifiers, ``max(1, round(fraction * len(nodes)))`` of them.
+            Node identifiers in the order of their names, ``max(1, round(fraction * len(nodes)))``
+            of them.
         """
-        ordered = sorted(nodes)
+        ordered = list(self.turns(nodes))
         count = max(1, round(self.fraction * len(ordered)))
         if count >= len(ordered):
             return tuple(ordered)
@@ -89,16 +92,28 @@ class FederationPlan:
 
         Args:
             round_number: From 1.
-            nodes: The nodes there are; ranks are given in turn in their order.
+            nodes: The nodes there are; ranks are given in turn in the order of their names, since
+                node identifiers may be drawn anew at every connection.
             start_digest: Digest of the published adapter that the round starts from.
 
         Returns:
             From node identifier to its assignment, in order.
         """
-        turn = {node: index for index, node in enumerate(sorted(nodes))}
+        turns = self.turns(nodes)
         return {
-            node: self.assignment(round_number, node, turn[node], start_digest)
+            node: self.assignment(round_number, node, turns[node], start_digest)
             for node in self.sample(round_number, nodes)
+        }
+
+    def name(self, node: int) -> str:
+        """What a node is called."""
+        return self.names.get(node, f"node-{node}")
+
+    def turns(self, nodes: Sequence[int]) -> dict[int, int]:
+        """Each node's place among all nodes, by name; it decides the node's rank."""
+        return {
+            node: turn
+            for turn, node in enumerate(sorted(nodes, key=lambda node: (self.name(node), node)))
         }
 
     def assignment(
@@ -115,7 +130,7 @@ class FederationPlan:
         Returns:
             The assignment.
         """
-        client = self.names.get(node, f"node-{node}")
+        client = self.name(node)
         rank = self.ranks[turn % len(self.ranks)]
         nonce = hashlib.sha256(
             f"nonce/{self.run}/{self.seed}/{round_number}/{client}".encode()

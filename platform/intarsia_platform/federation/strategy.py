@@ -284,7 +284,7 @@ class LoraStrategy(Strategy):
             One message a node.
         """
         digest = adapter_of(arrays).digest
-        for turn, node in enumerate(sorted(nodes)):
+        for node, turn in self.plan.turns(nodes).items():
             yield Message(
                 train_content(self.plan.assignment(number, node, turn, digest), arrays),
                 dst_node_id=node,
@@ -314,7 +314,7 @@ class LoraStrategy(Strategy):
             return None
         node = reply.metadata.src_node_id
         return ClientMeasurement(
-            client=self.plan.names.get(node, f"node-{node}"),
+            client=self.plan.name(node),
             loss=_number(record, "loss"),
             perplexity=_number(record, "perplexity") if "perplexity" in record else None,
             accuracy=_number(record, "accuracy") if "accuracy" in record else None,

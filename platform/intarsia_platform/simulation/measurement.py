@@ -124,14 +124,14 @@ def measure_clients(
                 before * len(nodes) + count, len(kinds) * len(nodes)
             ),
         )
-    turns = {name: turn for turn, (_, name) in enumerate(sorted(plan.names.items()))}
+    turns = plan.turns(list(plan.names))
     return tuple(
         ClientEvaluation(
             client=plan.names[node],
             base=found["base"].get(plan.names[node]),
             own=found.get("own", {}).get(plan.names[node]),
             federated=found["federated"].get(plan.names[node]),
-            rank=plan.ranks[turns[plan.names[node]] % len(plan.ranks)],
+            rank=plan.ranks[turns[node] % len(plan.ranks)],
             train_examples=data.train[plan.names[node]].count,
             test_examples=data.test[plan.names[node]].count,
         )

@@ -29,6 +29,16 @@ def test_ranks_go_round_in_the_order_of_the_nodes():
     assert list(assigned) == [1, 2, 3, 4]
 
 
+def test_ranks_follow_the_names_whatever_the_node_identifiers():
+    first = replace(PLAN, names={10: "a", 20: "b", 30: "c"})
+    other = replace(PLAN, names={99: "a", 5: "b", 1: "c"}, fraction=1.0)
+    ranks = [
+        {one.client: one.rank for one in plan.assignments(1, list(plan.names), "s").values()}
+        for plan in (first, other)
+    ]
+    assert ranks[0] == ranks[1] == {"a": 4, "b": 8, "c": 16}
+
+
 def test_a_client_keeps_its_rank_whoever_else_is_sampled():
     some = replace(PLAN, fraction=0.5)
     ranks = {}
@@ -39,7 +49,7 @@ def test_a_client_keeps_its_rank_whoever_else_is_sampled():
 
 
 def test_sampling_is_uniform_repeatable_and_follows_the_seed():
-    some = replace(PLAN, fraction=0.25)
+    some = replace(PLAN, fraction=0.25, names={})
     nodes = list(range(40))
     counts = Counter(node for number in range(400) for node in some.sample(number, nodes))
     assert sum(counts.values()) == 400 * 10
