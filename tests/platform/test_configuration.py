@@ -58,6 +58,7 @@ noise_multiplier = 1
 grid = "inprocess"
 workers = 4
 gpus_per_worker = 1
+threads = 3
 [evaluation]
 rounds = 2
 clients = false
@@ -104,7 +105,7 @@ def test_everything_but_three_keys_has_the_documented_default(tmp_path: Path) ->
         },
         "train": dataclasses.asdict(TrainingParameters()),
         "privacy": dataclasses.asdict(PrivacyParameters()),
-        "engine": {"grid": "ray", "workers": 2, "gpus_per_worker": 0.0},
+        "engine": {"grid": "ray", "workers": 2, "gpus_per_worker": 0.0, "threads": 0},
         "evaluation": {
             "rounds": 1, "clients": True, "own_adapters": False, "max_records": 0,
         },
@@ -263,6 +264,7 @@ REFUSED = [
     ('[engine]\ngrid = "spark"', 'engine.grid: "spark"; choose "ray" or "inprocess"'),
     ("[engine]\nworkers = 0", "engine.workers: 0; set it to 1 or more"),
     ("[engine]\ngpus_per_worker = -1", "engine.gpus_per_worker: -1; set it to 0 or more"),
+    ("[engine]\nthreads = -1", "engine.threads: -1; set it to 0 or more"),
     ("[evaluation]\nrounds = 0", "evaluation.rounds: 0; set it to 1 or more"),
     ("[evaluation]\nmax_records = -1", "evaluation.max_records: -1; set it to 0 or more"),
 ]  # fmt: skip

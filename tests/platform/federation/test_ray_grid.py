@@ -352,7 +352,9 @@ def test_a_cluster_of_someone_else_is_used_and_left_alone():
             assert len({one["process"] for one in described}) == 2
             assert [one["system"] for one in described] == ["Linux", "Linux"]
             assert head.poll() is None and is_open(gcs)
-            assert not any(Path("/proc", one["process"]).exists() for one in described)
+            assert wait_until(
+                lambda: not any(Path("/proc", one["process"]).exists() for one in described)
+            )
         finally:
             head.terminate()
             head.wait(timeout=20)
