@@ -18,10 +18,11 @@ import importlib.util
 import json
 import os
 import sysconfig
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from intarsia_client.files import write_bytes
 
 from intarsia_platform.demo.extraction import (
     clean_text,
@@ -235,19 +236,8 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"folder {str(path.parent)!r} does not exist; create it first.")
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as stream:
-            for record in records:
-                stream.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes files for the owner alone; records are as readable as any other file.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    lines = (json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
+    write_bytes(path, "".join(lines).encode())
 
 
 def _require_bounds(
