@@ -328,6 +328,7 @@ def test_the_null_tracker_is_a_tracker() -> None:
         tracker.log_base(Measured())
         tracker.log_round(of_round(1))
         tracker.finish("FINISHED", [])
+        assert tracker.run_id is None
 
 
 def test_parameters_are_flat_and_bounded() -> None:
