@@ -2,8 +2,10 @@
 
 A weighted sum of low-rank updates is one product of stacked factors,
 ``sum_i w_i B_i A_i = [w_1 B_1, ...] [A_1; ...]`` (Wang et al. 2024, arXiv:2409.05976, FLoRA). Its
-singular value decomposition comes from thin QR decompositions of the two stacks and the small
-matrix between them. Everything is computed in float64.
+singular value decomposition comes from the stacks' Gram matrices where they tell every direction
+from rounding, else from thin QR decompositions of the two stacks and the small matrix between
+them. Everything here is computed in float64; see :mod:`intarsia_aggregators.recompression` for the
+best approximation of a large stack at a small rank.
 """
 
 from __future__ import annotations
@@ -15,9 +17,16 @@ import numpy as np
 import torch
 from intarsia_client.wire import FloatArray, LowRankFactors
 
+from intarsia_aggregators.gram import gram, inner_products, norms
+from intarsia_aggregators.spectrum import exact_spectrum
+
 # Directions whose joint energy is below this share of the whole are rounding, not signal: float32
 # factors carry relative errors of 6e-8, and one aggregate must be exact to 1e-6.
 NUMERICAL_ZERO = 1e-8
+
+# A square must be this many times the Gram matrices' rounding for its direction to be orthogonal
+# to the others to 1e-7; otherwise QR decides.
+_CLEAR = 1e7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +85,27 @@ def decompose(b: torch.Tensor, a: torch.Tensor) -> Decomposition:
     """Singular value decomposition of ``b @ a`` without forming it.
 
     Args:
-        b: Shape (d_out, R), float64.
-        a: Shape (R, d_in), float64.
+        b: Shape (d_out, R), float64, on any device.
+        a: Shape (R, d_in), float64, likewise.
 
     Returns:
         The decomposition at rank min(d_out, d_in, R); costs O((d_out + d_in) R^2).
     """
+    count = b.shape[1]
+    if 0 < count <= min(b.shape[0], a.shape[1]):
+        ones = torch.ones(count, dtype=torch.float64, device=b.device)
+        spectrum = exact_spectrum(gram(b.T), gram(a), ones, count)
+        if (
+            spectrum is not None
+            and len(spectrum.squares) == count
+            and float(spectrum.squares[-1]) > _CLEAR * spectrum.rounding
+        ):
+            root = spectrum.squares.sqrt().sqrt()
+            return Decomposition(
+                u=b @ (spectrum.left / root),
+                sigma=spectrum.squares.sqrt(),
+                v=(spectrum.right / root[:, None]) @ a,
+            )
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
     u, sigma, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
@@ -126,6 +150,21 @@ def cut_energy(decomposition: Decomposition, rank: int) -> float:
     return float(squares[rank:].sum()) / total if total > 0.0 else 0.0
 
 
+def energy_by_rank(decomposition: Decomposition) -> torch.Tensor:
+    """What share of the squared Frobenius norm each rank keeps.
+
+    Args:
+        decomposition: Any decomposition.
+
+    Returns:
+        Shape (k + 1,), float64, rising from 0 at rank 0 to 1 at rank k; all ones for a product
+        that is zero, of which nothing can be cut.
+    """
+    squares = decomposition.sigma.square()
+    kept = torch.cat([squares.new_zeros(1), squares.cumsum(0)])
+    return kept / kept[-1] if float(kept[-1]) > 0.0 else torch.ones_like(kept)
+
+
 def product_norm(factors: LowRankFactors) -> float:
     """Frobenius norm of ``scaling * B @ A`` from the factors' Gram matrices.
 
@@ -137,10 +176,10 @@ def product_norm(factors: LowRankFactors) -> float:
     Returns:
         The norm in float64; infinite or NaN where the product is.
     """
-    b = torch.from_numpy(factors.b).double()
-    a = torch.from_numpy(factors.a).double()
-    squared = torch.sum((b.T @ b) * (a @ a.T))
-    return float(abs(factors.scaling) * torch.sqrt(torch.clamp(squared, min=0.0)))
+    b, a = torch.from_numpy(factors.b), torch.from_numpy(factors.a)
+    ones = torch.ones(factors.rank, dtype=torch.float64)
+    unscaled = norms(inner_products(b, a, ones, [factors.rank]))
+    return float(abs(factors.scaling) * unscaled[0])
 
 
 def _float32(tensor: torch.Tensor) -> FloatArray:

@@ -1,107 +1,166 @@
-"""The ledger: an exact weighted sum of what clients added, kept in factors.
+"""The ledger: an exact weighted sum of what clients added, kept in factors; a bounded broadcast.
 
-With G the published adapter, s_i, A_i, B_i what client i sent, S_i the start it was given (the
-leading r_i directions of G and directions that add nothing), and weights p_i that sum to 1:
+With G what the server keeps of a module, s_i B_i A_i what client i sent, S_i the start that it was
+given, shares p_i that sum to 1 over the cohort, and factors c_i (1 unless a robust rule bounds the
+client):
 
-    G' = G + sum_i p_i (s_i B_i A_i - S_i)
+    G' = G + sum_i p_i c_i (s_i B_i A_i - S_i)
 
 so a round in which nobody trains leaves G as it is, whatever the ranks: averaging the full adapters
 instead would shrink direction j by the weight of the clients that hold it. The sum is formed per
-module as one product of stacked factors and decomposed in float64; nothing but rounding is cut.
+module as one product of stacked factors (Wang et al. 2024) and decomposed in float64.
 
-Dense tensors (a classification head) are averaged by weight.
+Kept are the leading ``broadcast_rank + residual_rank`` directions. Published are the leading
+``broadcast_rank`` of them, balanced by the square root of the singular values: a download that does
+not grow with the clients or the rounds. What is held back stays in G, and comes out as soon as it
+is among the leading directions. The starts are those of what clients *really* were sent: where the
+way to them rounded the broadcast, the difference stays in G too (error feedback; Seide et al. 2014
+for gradients).
 
-Formal guarantee: per module, the result's relative Frobenius error against the float64 dense sum
-is at most 1e-6 (float32 rounding of the factors and a cut below 1e-8 of the norm).
+Most starts need no room in the stack. They are the leading directions of what was published, at
+several ranks, so they share their rows of A with each other, and with G where nothing was rounded;
+terms of the same rows are added up in B.
+
+Formal guarantee: per module, the relative Frobenius error of G' against the dense sum in float64 is
+at most 1e-6 (float32 rounding of the factors and a cut below 1e-8 of the norm) plus the share that
+``residual_rank`` cuts, which is reported.
+
+Reference:
+    Wang et al., FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank
+    Adaptations, 2024, arXiv:2409.05976, for the stack.
+    Seide et al., 1-Bit Stochastic Gradient Descent and its Application to Data-Parallel
+    Distributed Training of Speech DNNs, Interspeech 2014, for error feedback.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
-from intarsia_client.errors import InputError
+import torch
 from intarsia_client.start import held_directions
-from intarsia_client.wire import Adapter, FloatArray, LowRankFactors
+from intarsia_client.wire import FloatArray, LowRankFactors
 from numpy.typing import NDArray
 
-from intarsia_aggregators.base import WeightedUpdate
-from intarsia_aggregators.factors import Term, decompose, stack, without_rounding
+from intarsia_aggregators.base import ModuleOutcome, ModuleRound
+from intarsia_aggregators.factors import Decomposition, decompose, truncated, without_rounding
+
+# Of terms that cancel, float64 leaves this share of the largest.
+_CANCELLED = 1e-14
 
 
-class LedgerAggregation:
-    """One round of the ledger.
+def add_exactly(module: ModuleRound) -> ModuleOutcome:
+    """Add what one module's clients added, and take from it what is published.
 
     Args:
-        published: The global adapter that the round started from.
+        module: What the round brought.
+
+    Returns:
+        The module with balanced factors of scaling 1, directions largest first.
+    """
+    whole = without_rounding(new_sum(module).decomposed())
+    squares = whole.sigma.square()
+    bound = module.settings.broadcast_rank
+    kept = bound + module.settings.residual_rank if bound else len(squares)
+    exact = truncated(whole, kept).balanced()
+    return ModuleOutcome(
+        exact=exact,
+        published=leading(exact, bound) if 0 < bound < exact.rank else None,
+        energy=float(squares.sum()),
+        cut=float(squares[kept:].sum()),
+        held_back=float(squares[bound:kept].sum()) if bound else 0.0,
+    )
+
+
+def new_sum(module: ModuleRound) -> StackedSum:
+    """What the server has and what clients added to their starts.
+
+    Args:
+        module: What the round brought.
+
+    Returns:
+        The sum.
+    """
+    total = StackedSum(module.published.shape)
+    total.add(1.0, module.exact)
+    for one in module.contributions:
+        total.add(one.weight, one.trained)
+        # Fresh directions of a start add nothing, and would only take room.
+        total.add(-one.weight, held_directions(one.start))
+    return total
+
+
+def leading(factors: LowRankFactors, rank: int) -> LowRankFactors:
+    """The first directions of a module, without a copy.
+
+    Args:
+        factors: The module's factors.
+        rank: How many directions to take, at least 0.
+
+    Returns:
+        The first ``rank`` directions, or all where there are fewer.
+    """
+    return LowRankFactors(a=factors.a[:rank], b=factors.b[:, :rank], scaling=factors.scaling)
+
+
+@dataclass
+class _Block:
+    """Directions that share their rows of A; ``b`` holds the sum of their columns in float64."""
+
+    a: FloatArray
+    b: NDArray[np.float64]
+
+
+class StackedSum:
+    """A weighted sum of products as one stack, in which terms of the same rows of A are added up.
+
+    Args:
+        shape: The module's (d_out, d_in).
     """
 
-    def __init__(self, published: Adapter) -> None:
-        self._published = published
-        self._terms: dict[str, list[Term]] = defaultdict(list)
-        self._starts: dict[tuple[int, float], tuple[float, Adapter]] = {}
-        self._dense: dict[str, NDArray[np.float64]] = {}
-        self._weight = 0.0
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._shape = shape
+        self._blocks: defaultdict[bytes, list[_Block]] = defaultdict(list)
 
-    def accumulate(self, update: WeightedUpdate) -> None:
-        """Take one admitted update in.
+    def add(self, weight: float, factors: LowRankFactors) -> None:
+        """Add one term.
 
         Args:
-            update: The update.
-
-        Raises:
-            InputError: If its modules are not those of the published adapter or its weight is not
-                positive.
+            weight: A finite number of either sign.
+            factors: The term's factors and scaling.
         """
-        if not update.weight > 0.0 or not np.isfinite(update.weight):
-            raise InputError(f"weight of {update.client}", update.weight, "give a positive number")
-        for adapter in (update.trained, update.start):
-            if set(adapter.modules) != set(self._published.modules):
-                odd = set(adapter.modules) ^ set(self._published.modules)
-                raise InputError(
-                    f"modules of {update.client}", min(odd), "train the modules that were assigned"
-                )
-        for name, factors in update.trained.modules.items():
-            self._terms[name].append(Term(weight=update.weight, factors=factors))
-        # Clients of one rank and scaling share one start, so it is subtracted once for them all.
-        first = next(iter(update.start.modules.values()))
-        key = (first.rank, first.scaling)
-        weight, _ = self._starts.get(key, (0.0, update.start))
-        self._starts[key] = (weight + update.weight, update.start)
-        for name, tensor in update.trained.dense.items():
-            addition = update.weight * tensor.astype(np.float64)
-            self._dense[name] = self._dense[name] + addition if name in self._dense else addition
-        self._weight += update.weight
+        if factors.rank == 0:
+            return
+        b = (weight * factors.scaling) * factors.b.astype(np.float64)
+        blocks = self._blocks[factors.a[0].tobytes()]
+        for block in blocks:
+            common = min(len(block.a), factors.rank)
+            if np.array_equal(block.a[:common], factors.a[:common]):
+                _add_up(block, factors.a, b)
+                return
+        blocks.append(_Block(a=factors.a, b=b))
 
-    def finalize(self) -> Adapter:
-        """Form the new global adapter.
+    def decomposed(self) -> Decomposition:
+        """The sum's singular value decomposition.
 
         Returns:
-            The adapter with balanced factors of scaling 1, each module's directions largest first.
-
-        Raises:
-            InputError: If nothing was accumulated.
+            The decomposition, nothing cut; rank 0 for a sum without terms.
         """
-        if self._weight == 0.0:
-            raise InputError("updates to aggregate", 0, "admit at least one update")
-        modules = {name: self._module(name) for name in self._published.modules}
-        dense: dict[str, FloatArray] = {
-            name: (total / self._weight).astype(np.float32)
-            for name, total in sorted(self._dense.items())
-        }
-        return replace(self._published, modules=modules, dense=dense)
+        d_out, d_in = self._shape
+        blocks = [block for same in self._blocks.values() for block in same]
+        b = np.concatenate([np.zeros((d_out, 0)), *(block.b for block in blocks)], axis=1)
+        a = np.concatenate([np.zeros((0, d_in)), *(block.a for block in blocks)], axis=0)
+        sizes = np.linalg.norm(b, axis=0) * np.linalg.norm(a, axis=1)
+        # What every client started from cancels; what is left of it is rounding, and would only
+        # spoil the conditioning.
+        held = sizes > _CANCELLED * sizes.max(initial=0.0)
+        return decompose(torch.from_numpy(b[:, held]), torch.from_numpy(a[held]))
 
-    def _module(self, name: str) -> LowRankFactors:
-        published = self._published.modules[name]
-        terms = [Term(weight=1.0, factors=published)]
-        terms += [
-            Term(weight=term.weight / self._weight, factors=term.factors)
-            for term in self._terms[name]
-        ]
-        terms += [
-            Term(weight=-weight / self._weight, factors=held_directions(start.modules[name]))
-            for weight, start in self._starts.values()
-        ]
-        b, a = stack(terms)
-        return without_rounding(decompose(b, a)).balanced()
+
+def _add_up(block: _Block, a: FloatArray, b: NDArray[np.float64]) -> None:
+    longer = b.shape[1] - block.b.shape[1]
+    if longer > 0:
+        block.a = a
+        block.b = np.pad(block.b, ((0, 0), (0, longer)))
+    block.b[:, : b.shape[1]] += b

@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -19,26 +19,41 @@ from flwr.clientapp import ClientApp
 
 from intarsia_client.assignment import TrainAssignment
 from intarsia_client.base_model import BaseModel, load_base
+from intarsia_client.client_state import ClientState
 from intarsia_client.errors import InputError, IntegrityError
 from intarsia_client.evaluation import Evaluation, evaluate
+from intarsia_client.files import bytes_digest
 from intarsia_client.messages import (
     METRICS,
     abstention_content,
+    broadcast_of,
+    broadcast_record,
     read_train_content,
     update_content,
 )
-from intarsia_client.peft_files import EncodedAdapter, decode_adapter
 from intarsia_client.privacy import BudgetExceeded
 from intarsia_client.shards import DataShard, shard_of
+from intarsia_client.start import assigned_start
 from intarsia_client.training import LocalTrainer, TrainedRound
+from intarsia_client.transport import decode_broadcast
 from intarsia_client.wire import Adapter, PrivacySpend
 
 DESCRIPTION = "description"
 """The record of :func:`describe`'s reply: ``client``, and ``records`` to train on."""
 
 _PRIVACY = "privacy"
+_STATE = "state"
 
 app = ClientApp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Received:
+    """A broadcast's bytes, equal to others of the same digest."""
+
+    digest: str
+    rank: int | None
+    data: bytes = field(compare=False, repr=False)
 
 
 @app.query()
@@ -75,15 +90,18 @@ def train(message: Message, context: Context) -> Message:
         The reply.
     """
     begun = time.perf_counter()
-    assignment, published = _read(message, context)
+    assignment, published = _read(message, context, whole=False)
     history = _history(context)
     try:
-        outcome = _train(context, assignment, published, history)
+        outcome = _train(context, assignment, published, history, _state(context))
     except BudgetExceeded as exceeded:
         return Message(abstention_content(str(exceeded)), reply_to=message)
     manifest = outcome.update.manifest
     if manifest.privacy is not None:
         _remember(context, [*history, manifest.privacy])
+    if not outcome.state.is_empty:
+        record = broadcast_record(outcome.state.to_bytes())
+        context.state.array_records[_STATE] = record
     # How long private training took depends on the records, outside of what is accounted for.
     metrics = {} if manifest.privacy else {"seconds": time.perf_counter() - begun}
     content = update_content(manifest, outcome.encoded, metrics)
@@ -95,7 +113,9 @@ def train_alone(message: Message, context: Context) -> Message:
     """Train on this site's records alone, as many rounds as the federation, and measure it.
 
     The site's own adapter, of the same rank and with as many steps, is what the federated one has
-    to be better than. It is never sent; only its measurements are.
+    to be better than. Both of its factors are trained where the federation trains any, each round
+    goes on where the last one ended, and nothing that this site keeps for the federation takes
+    part. It is never sent; only its measurements are.
 
     Args:
         message: A train message whose adapter is the empty one.
@@ -104,16 +124,27 @@ def train_alone(message: Message, context: Context) -> Message:
     Returns:
         The reply with the measurements on this site's held-out records.
     """
-    assignment, adapter = _read(message, context)
+    assignment, adapter = _read(message, context, whole=True)
+    trained_factors = "none" if assignment.trained_factors == "none" else "both"
+    alone = replace(
+        assignment,
+        start="residual",
+        trained_factors=trained_factors,
+        shared_factors="both",
+        upload="float32",
+    )
+    state = ClientState()
     for number in range(1, assignment.rounds + 1):
-        this_round = replace(assignment, round=number)
-        adapter = _train(context, this_round, adapter, []).update.adapter
+        outcome = _train(context, replace(alone, round=number), adapter, [], state)
+        adapter, state = outcome.trained, outcome.state
     return _measured(message, context, assignment, adapter)
 
 
 @app.evaluate()
 def evaluate_global(message: Message, context: Context) -> Message:
     """Measure the adapter that was sent on this site's held-out records.
+
+    Where only A is shared, with this site's own B.
 
     Args:
         message: An evaluate message.
@@ -122,7 +153,11 @@ def evaluate_global(message: Message, context: Context) -> Message:
     Returns:
         The reply with the measurements; ``examples`` is 0 at a site without held-out records.
     """
-    assignment, adapter = _read(message, context)
+    assignment, adapter = _read(message, context, whole=True)
+    if assignment.shared_factors == "a":
+        start = assigned_start(adapter, assignment)
+        personal = _state(context).personal(start.trainable)
+        adapter = replace(start, trainable=personal).whole
     return _measured(message, context, assignment, adapter)
 
 
@@ -153,6 +188,7 @@ def _train(
     assignment: TrainAssignment,
     published: Adapter,
     history: list[PrivacySpend],
+    state: ClientState,
 ) -> TrainedRound:
     return LocalTrainer(_base(assignment)).train(
         _shard(context, assignment),
@@ -160,23 +196,32 @@ def _train(
         published,
         private_seed=_private_seed(context, assignment),
         history=history,
+        state=state,
     )
 
 
-def _read(message: Message, context: Context) -> tuple[TrainAssignment, Adapter]:
-    assignment, encoded = read_train_content(message.content)
+def _read(message: Message, context: Context, *, whole: bool) -> tuple[TrainAssignment, Adapter]:
+    """The assignment and the adapter that came with it, of which a round may need the beginning."""
+    assignment, data = read_train_content(message.content)
     name = context.node_config.get("client")
     if name is not None and name != assignment.client:
         raise InputError("assignment's client", assignment.client, f"this node is {name}")
-    if encoded.digest != assignment.start_digest:
-        raise IntegrityError("global adapter", encoded.digest, "fetch it again; it changed")
-    return assignment, _decoded(encoded)
+    digest = bytes_digest(data)
+    if digest != assignment.broadcast_digest:
+        raise IntegrityError("global adapter", digest, "fetch it again; it changed")
+    rank = assignment.rank if assignment.start == "prefix" and not whole else None
+    return assignment, _decoded(_Received(digest=digest, rank=rank, data=data))
 
 
 @lru_cache(maxsize=2)
-def _decoded(encoded: EncodedAdapter) -> Adapter:
-    # Every client of a round starts from the same bytes; a process decodes them once.
-    return decode_adapter(encoded.configuration, encoded.tensors)
+def _decoded(received: _Received) -> Adapter:
+    # Every client of a round starts from the same bytes; a process checks them once.
+    return decode_broadcast(received.data, rank=received.rank)
+
+
+def _state(context: Context) -> ClientState:
+    record = context.state.array_records.get(_STATE)
+    return ClientState() if record is None else ClientState.from_bytes(broadcast_of(record))
 
 
 def _base(assignment: TrainAssignment) -> BaseModel:

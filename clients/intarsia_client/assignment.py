@@ -13,6 +13,10 @@ from intarsia_client.files import canonical_json
 
 SCHEDULES = ("constant", "linear", "cosine")
 PRIVACY_UNITS = ("none", "example", "client")
+START_KINDS = ("residual", "prefix", "fresh")
+TRAINED_FACTORS = ("both", "a", "b", "none")
+SHARED_FACTORS = ("both", "a")
+PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,8 @@ class TrainingParameters:
         max_gradient_norm: Clipping norm of a batch's gradient, 0 for none; private training clips
             each record instead.
         max_steps: Upper bound of optimiser steps in one round, 0 for none.
+        keep_optimizer: Whether AdamW's moments stay at the client from one round to the next,
+            mapped to the new start's directions; see :mod:`intarsia_client.optimizer_state`.
     """
 
     epochs: int = 1
@@ -42,6 +48,7 @@ class TrainingParameters:
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
     max_steps: int = 0
+    keep_optimizer: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +84,24 @@ class TrainAssignment:
         seed: Seed of everything random in this client's round that is not private.
         base: The base model's path or hub identifier.
         base_digest: Digest that the client's copy of the base must have.
-        start_digest: Digest of the global adapter sent along.
+        start_digest: Digest of the global adapter that the round starts from, in PEFT's form; it
+            names the start, whatever form travels.
         task: ``"causal-lm"`` or ``"sequence-classification"``.
         labels: Class names in order, for classification.
         rank: Rank that the client trains.
         lora_alpha: LoRA's alpha.
         use_rslora: Rank-stabilised scaling.
-        target_modules: Full names of the adapted modules.
+        target_modules: Full names of the modules that this client trains, among those of the
+            global adapter.
+        start: Where the client's round starts, one of :data:`START_KINDS`; see
+            :mod:`intarsia_client.start`.
+        trained_factors: Which factors get gradients, one of :data:`TRAINED_FACTORS`; ``"none"``
+            trains the head alone.
+        shared_factors: Which factors are shared at all, one of :data:`SHARED_FACTORS`; with
+            ``"a"`` each client's B stays with it (Guo et al. 2024, FedSA-LoRA, arXiv:2410.01463).
+        upload: How the update is encoded, one of :data:`PRECISIONS`.
+        broadcast_digest: Digest of the broadcast bytes that travel with this assignment: the whole
+            file, or the prefix that a ``"prefix"`` client gets.
         training: How to train.
         privacy: What privacy to give.
     """
@@ -103,6 +121,11 @@ class TrainAssignment:
     target_modules: tuple[str, ...]
     labels: tuple[str, ...] = ()
     use_rslora: bool = False
+    start: str = "residual"
+    trained_factors: str = "both"
+    shared_factors: str = "both"
+    upload: str = "float32"
+    broadcast_digest: str = ""
     training: TrainingParameters = field(default_factory=TrainingParameters)
     privacy: PrivacyParameters = field(default_factory=PrivacyParameters)
 
@@ -110,6 +133,16 @@ class TrainAssignment:
     def scaling(self) -> float:
         """The factor before ``B @ A``."""
         return lora_scaling(self.lora_alpha, self.rank, self.use_rslora)
+
+    @property
+    def sent_factors(self) -> str:
+        """The factors that travel back: those trained and shared, of :data:`TRAINED_FACTORS`.
+
+        The receiver takes the others from the start.
+        """
+        if self.shared_factors == "both":
+            return self.trained_factors
+        return "a" if self.trained_factors in ("both", "a") else "none"
 
     def to_json(self) -> bytes:
         """Canonical JSON bytes."""

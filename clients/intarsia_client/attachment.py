@@ -52,6 +52,7 @@ def attached(
     *,
     trainable: Adapter | None,
     underneath: Adapter | None,
+    trained_factors: str = "both",
     fold_bytes: int = FOLD_BYTES,
 ) -> Iterator[Any]:
     """Attach adapters to the base model for one block.
@@ -67,9 +68,12 @@ def attached(
 
     Args:
         base: The shared base model; nobody else can attach to it meanwhile.
-        trainable: The adapter to train, or None. Its factors and its head require gradients.
+        trainable: The adapter to train, or None. Its head requires gradients, and of its factors
+            those that are trained.
         underneath: A frozen adapter beneath it, or None. Its head is used where ``trainable`` is
             None.
+        trained_factors: Which factors of ``trainable`` require gradients, one of
+            :data:`intarsia_client.assignment.TRAINED_FACTORS`.
         fold_bytes: Most memory that folded weights may take.
 
     Yields:
@@ -91,7 +95,7 @@ def attached(
         rest: dict[str, LowRankFactors] = {}
         if underneath is not None:
             rest = _fold(base, underneath, fold_bytes, undo)
-        _inject(base, trainable, rest, undo)
+        _inject(base, trainable, rest, trained_factors, undo)
         head = trainable or underneath
         for name, tensor in head.dense.items() if head else ():
             parameter = nn.Parameter(_tensor(base, tensor), requires_grad=trainable is not None)
@@ -201,6 +205,7 @@ def _inject(
     base: BaseModel,
     trainable: Adapter | None,
     rest: Mapping[str, LowRankFactors],
+    trained_factors: str,
     undo: contextlib.ExitStack,
 ) -> None:
     branches = {UNDERNEATH: rest, TRAINABLE: trainable.modules if trainable else {}}
@@ -227,7 +232,8 @@ def _inject(
         # PEFT makes every active branch trainable; what is frozen is settled after that.
         layer.set_adapter(active)
         for branch in active:
-            _fill(base, layer, branch, branches[branch][name])
+            trained = trained_factors if branch == TRAINABLE else "none"
+            _fill(base, layer, branch, branches[branch][name], trained)
     base.model.eval()
 
 
@@ -245,9 +251,9 @@ def _configuration(modules: Mapping[str, LowRankFactors], fan_in_fan_out: bool) 
     )
 
 
-def _fill(base: BaseModel, layer: Any, branch: str, factors: LowRankFactors) -> None:
-    requires_grad = branch == TRAINABLE
-    for side, values in ((layer.lora_A, factors.a), (layer.lora_B, factors.b)):
+def _fill(base: BaseModel, layer: Any, branch: str, factors: LowRankFactors, trained: str) -> None:
+    for side, values, name in ((layer.lora_A, factors.a, "a"), (layer.lora_B, factors.b, "b")):
+        requires_grad = trained in ("both", name)
         side[branch].weight = nn.Parameter(_tensor(base, values), requires_grad=requires_grad)
     layer.scaling[branch] = factors.scaling
     layer.lora_variant[branch] = _ScaledInside()

@@ -1,9 +1,9 @@
 """What travels in Flower messages, and nothing else.
 
-To a client: a :class:`TrainAssignment` as JSON and the global adapter as PEFT's two files. Back:
-an :class:`UpdateManifest` as JSON and the trained adapter as PEFT's two files. The files travel as
-byte arrays, so that transport, disk and registry see the same bytes and the same digests, and
-nothing that arrives is decoded before its size was looked at.
+To a client: a :class:`TrainAssignment` as JSON and the broadcast file, or its beginning, as one
+byte array (:mod:`intarsia_client.transport`). Back: an :class:`UpdateManifest` as JSON and the
+update's two files as byte arrays. So transport, cache and store see the same bytes and the same
+digests, and nothing that arrives is decoded before its size was looked at.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from intarsia_client.peft_files import TENSORS_FILE, EncodedAdapter
 from intarsia_client.wire import UpdateManifest
 
 ADAPTER = "adapter"
+BROADCAST = "broadcast"
 ASSIGNMENT = "assignment"
 MANIFEST = "manifest"
 METRICS = "metrics"
@@ -46,13 +47,13 @@ class ReceivedUpdate:
 
 
 def adapter_record(adapter: EncodedAdapter) -> ArrayRecord:
-    """Pack an encoded adapter as a Flower record of two byte arrays.
+    """Pack an encoded update as a Flower record of two byte arrays.
 
     Args:
         adapter: The bytes of the two files.
 
     Returns:
-        The record; every message of a broadcast may share it.
+        The record.
     """
     return ArrayRecord(
         {
@@ -73,19 +74,42 @@ def adapter_of(record: ArrayRecord) -> EncodedAdapter:
             "adapter record", sorted(record), f"send {CONFIGURATION_FILE} and {TENSORS_FILE}"
         )
     for name, array in record.items():
-        if array.stype != _BYTES or array.dtype != "uint8" or array.shape != (len(array.data),):
-            raise InputError(f"adapter record {name}", array.stype, "send the file's bytes")
+        _check_bytes(f"adapter record {name}", array)
     return EncodedAdapter(
         configuration=record[CONFIGURATION_FILE].data, tensors=record[TENSORS_FILE].data
     )
 
 
-def train_content(assignment: TrainAssignment, adapter: ArrayRecord) -> RecordDict:
+def broadcast_record(data: bytes) -> ArrayRecord:
+    """Pack a broadcast file, or its beginning, as a Flower record of one byte array.
+
+    Args:
+        data: The bytes.
+
+    Returns:
+        The record; every message that carries these bytes may share it.
+    """
+    return ArrayRecord({BROADCAST: _byte_array(data)})
+
+
+def broadcast_of(record: ArrayRecord) -> bytes:
+    """Unpack what :func:`broadcast_record` packed.
+
+    Raises:
+        InputError: If the record holds something else.
+    """
+    if set(record) != {BROADCAST}:
+        raise InputError("broadcast record", sorted(record), f"send {BROADCAST} alone")
+    _check_bytes(f"broadcast record {BROADCAST}", record[BROADCAST])
+    return record[BROADCAST].data
+
+
+def train_content(assignment: TrainAssignment, broadcast: ArrayRecord) -> RecordDict:
     """The content of a train or evaluate message.
 
     Args:
-        assignment: The client's task.
-        adapter: The global adapter's record, shared between messages.
+        assignment: The client's task; it names the digest of the record's bytes.
+        broadcast: What :func:`broadcast_record` packed, shared between messages.
 
     Returns:
         The records.
@@ -93,28 +117,28 @@ def train_content(assignment: TrainAssignment, adapter: ArrayRecord) -> RecordDi
     return RecordDict(
         {
             ASSIGNMENT: ConfigRecord({"json": assignment.to_json().decode()}),
-            ADAPTER: adapter,
+            BROADCAST: broadcast,
         }
     )
 
 
-def read_train_content(content: RecordDict) -> tuple[TrainAssignment, EncodedAdapter]:
+def read_train_content(content: RecordDict) -> tuple[TrainAssignment, bytes]:
     """Read what :func:`train_content` made.
 
     Args:
         content: A message's content.
 
     Returns:
-        The assignment and the global adapter's bytes.
+        The assignment and the broadcast's bytes, neither decoded nor compared with its digest.
 
     Raises:
         InputError: If a part is missing or of another version.
     """
     assignment = content.config_records.get(ASSIGNMENT)
-    adapter = content.array_records.get(ADAPTER)
-    if assignment is None or adapter is None:
-        raise InputError("message", sorted(content), "send an assignment and an adapter")
-    return TrainAssignment.from_json(str(assignment.get("json", ""))), adapter_of(adapter)
+    broadcast = content.array_records.get(BROADCAST)
+    if assignment is None or broadcast is None:
+        raise InputError("message", sorted(content), "send an assignment and a broadcast")
+    return TrainAssignment.from_json(str(assignment.get("json", ""))), broadcast_of(broadcast)
 
 
 def update_content(
@@ -176,6 +200,11 @@ def read_update_content(reply: Message) -> ReceivedUpdate:
     return ReceivedUpdate(
         manifest=str(manifest.get("json", "")).encode(), adapter=adapter_of(adapter)
     )
+
+
+def _check_bytes(thing: str, array: Array) -> None:
+    if array.stype != _BYTES or array.dtype != "uint8" or array.shape != (len(array.data),):
+        raise InputError(thing, array.stype, "send the file's bytes")
 
 
 def _byte_array(data: bytes) -> Array:

@@ -9,7 +9,6 @@ update is not one scaled product B A per linear layer are refused by name.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,21 +27,26 @@ from intarsia_client.files import (
 )
 from intarsia_client.peft_configuration import (
     CONFIGURATION_FILE,
-    HEADS,
     MAX_CONFIGURATION_BYTES,
     adapter_configuration,
-    declared_rank,
-    declared_scaling,
     read_configuration,
+)
+from intarsia_client.peft_tensors import (
+    HEAD,
+    check_finite,
+    check_kind,
+    check_sides,
+    checked_scaling,
+    float32_values,
+    parameter_of,
+    put_once,
+    tensor_key,
 )
 from intarsia_client.wire import Adapter, FloatArray, LowRankFactors
 
 TENSORS_FILE = "adapter_model.safetensors"
 MAX_TENSORS_BYTES = 1 << 36
 MAX_TENSORS = 100_000
-
-_PREFIX = "base_model.model."
-_FACTOR_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +64,32 @@ class EncodedAdapter:
     @property
     def digest(self) -> str:
         """The adapter's name in the registry; see :func:`adapter_digest`."""
-        configuration = json.loads(self.configuration)
-        # Where the base lies differs between machines; what the adapter is does not.
-        configuration.pop("base_model_name_or_path", None)
-        # ASCII, since a stranger's configuration may hold what UTF-8 cannot write.
-        text = json.dumps(configuration, sort_keys=True, separators=(",", ":"))
-        return files_digest(
-            {
-                CONFIGURATION_FILE: bytes_digest(text.encode()),
-                TENSORS_FILE: bytes_digest(self.tensors),
-            }
-        )
+        return encoded_digest(self.configuration, bytes_digest(self.tensors))
 
     @property
     def size(self) -> int:
         """Bytes of both files."""
         return len(self.configuration) + len(self.tensors)
+
+
+def encoded_digest(configuration: bytes, tensors_digest: str) -> str:
+    """Digest of an adapter's two files, wherever its base model lies.
+
+    Args:
+        configuration: Bytes of ``adapter_config.json``.
+        tensors_digest: Digest of ``adapter_model.safetensors``.
+
+    Returns:
+        ``"sha256:"`` and 64 hexadecimal digits.
+    """
+    settings = json.loads(configuration)
+    # Where the base lies differs between machines; what the adapter is does not.
+    settings.pop("base_model_name_or_path", None)
+    # ASCII, since a stranger's configuration may hold what UTF-8 cannot write.
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return files_digest(
+        {CONFIGURATION_FILE: bytes_digest(text.encode()), TENSORS_FILE: tensors_digest}
+    )
 
 
 def adapter_digest(adapter: Adapter) -> str:
@@ -104,10 +118,10 @@ def encode_adapter(adapter: Adapter) -> EncodedAdapter:
     modules = {name: _at_least_rank_one(factors) for name, factors in adapter.modules.items()}
     tensors: dict[str, FloatArray] = {}
     for name, factors in modules.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = factors.a
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = factors.b
+        tensors[tensor_key(f"{name}.lora_A.weight")] = factors.a
+        tensors[tensor_key(f"{name}.lora_B.weight")] = factors.b
     for name, tensor in adapter.dense.items():
-        tensors[f"{_PREFIX}{name}"] = tensor
+        tensors[tensor_key(name)] = tensor
     parts = {key: np.ascontiguousarray(tensor, dtype="<f4") for key, tensor in tensors.items()}
     configuration = adapter_configuration(adapter, modules)
     return EncodedAdapter(
@@ -132,31 +146,64 @@ def decode_adapter(configuration: bytes, tensors: bytes) -> Adapter:
         IntegrityError: If the tensor file is not whole or its header is not true.
     """
     settings = read_configuration(configuration)
-    arrays = _read_tensors(tensors)
-    sides: dict[str, dict[str, FloatArray]] = {}
-    dense: dict[str, FloatArray] = {}
-    for key, array in arrays.items():
-        name = key.removeprefix(_PREFIX)
-        match = _FACTOR_KEY.fullmatch(name)
-        if match and name != key:
-            _put_once(sides.setdefault(match["module"], {}), match["side"], array, key)
-        elif name != key and _is_head(name, settings):
-            _put_once(dense, _head_name(name), array, key)
-        else:
-            raise InputError(
-                "adapter tensor", key, "save a plain LoRA adapter of linear layers with PEFT"
-            )
+    sides, dense = decode_parts(settings, tensors)
     if not sides:
         raise InputError("adapter", "has no LoRA factors", "save it with PEFT after training")
     modules = {name: _factors(name, sides[name], settings) for name in sorted(sides)}
+    return configured_adapter(settings, modules, dense)
+
+
+def configured_adapter(
+    settings: Mapping[str, Any],
+    modules: Mapping[str, LowRankFactors],
+    dense: Mapping[str, FloatArray],
+) -> Adapter:
+    """An adapter of the base and task that its configuration names.
+
+    Args:
+        settings: What :func:`~intarsia_client.peft_configuration.read_configuration` gave.
+        modules: Its factors.
+        dense: Its head.
+
+    Returns:
+        The adapter.
+    """
     task = "sequence-classification" if settings.get("task_type") == "SEQ_CLS" else "causal-lm"
     return Adapter(
         base=str(settings.get("base_model_name_or_path") or ""),
         task=task,
         modules=modules,
-        dense=dict(sorted(dense.items())),
+        dense=dense,
         fan_in_fan_out=bool(settings.get("fan_in_fan_out", False)),
     )
+
+
+def decode_parts(
+    settings: Mapping[str, Any], tensors: bytes
+) -> tuple[dict[str, dict[str, FloatArray]], dict[str, FloatArray]]:
+    """Decode a tensor file that may come from anyone, and may lack factors.
+
+    Args:
+        settings: What :func:`~intarsia_client.peft_configuration.read_configuration` gave.
+        tensors: Bytes of ``adapter_model.safetensors``.
+
+    Returns:
+        From each module to its factors by side, ``"A"`` and ``"B"``, those that are there; and the
+        head's tensors by name, sorted. All in float32 and finite; shapes are not checked.
+
+    Raises:
+        InputError: If there is a tensor of another kind.
+        IntegrityError: If the file is not whole or its header is not true.
+    """
+    sides: dict[str, dict[str, FloatArray]] = {}
+    dense: dict[str, FloatArray] = {}
+    for key, array in _read_tensors(tensors).items():
+        side, name = parameter_of(key, settings)
+        if side == HEAD:
+            put_once(dense, name, array, key)
+        else:
+            put_once(sides.setdefault(name, {}), side, array, key)
+    return sides, dict(sorted(dense.items()))
 
 
 def read_adapter(directory: Path) -> Adapter:
@@ -193,12 +240,24 @@ def read_encoded(directory: Path) -> EncodedAdapter:
     Raises:
         InputError: If a file is missing or larger than an adapter may be.
     """
-    parts = []
-    for name, limit in (
-        (CONFIGURATION_FILE, MAX_CONFIGURATION_BYTES),
-        (TENSORS_FILE, MAX_TENSORS_BYTES),
-    ):
-        path = directory / name
+    configuration, tensors = adapter_files(directory)
+    return EncodedAdapter(configuration=configuration.read_bytes(), tensors=tensors.read_bytes())
+
+
+def adapter_files(directory: Path) -> tuple[Path, Path]:
+    """The two files of an adapter directory, both there and no larger than an adapter may be.
+
+    Args:
+        directory: The folder.
+
+    Returns:
+        The configuration and the tensors.
+
+    Raises:
+        InputError: If a file is missing or larger than an adapter may be.
+    """
+    paths = directory / CONFIGURATION_FILE, directory / TENSORS_FILE
+    for path, limit in zip(paths, (MAX_CONFIGURATION_BYTES, MAX_TENSORS_BYTES), strict=True):
         if not path.is_file():
             pickled = (directory / "adapter_model.bin").exists()
             remedy = (
@@ -209,8 +268,7 @@ def read_encoded(directory: Path) -> EncodedAdapter:
             raise InputError("adapter file", path, remedy)
         if path.stat().st_size > limit:
             raise InputError("adapter file", path, f"keep it under {limit} bytes")
-        parts.append(path.read_bytes())
-    return EncodedAdapter(configuration=parts[0], tensors=parts[1])
+    return paths
 
 
 def write_adapter(
@@ -282,63 +340,16 @@ def _read_tensors(tensors: bytes) -> dict[str, FloatArray]:
     return {name: _float32(name, part) for name, part in parts}
 
 
-def _float32(name: str, part: Mapping[str, Any]) -> FloatArray:
-    data, shape, kind = part["data"], part["shape"], part["dtype"]
-    array: FloatArray
-    if kind == "F32":
-        array = np.frombuffer(data, dtype="<f4").reshape(shape)
-    elif kind == "BF16":
-        # bfloat16 is the upper half of a float32.
-        wide = np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16
-        array = wide.view(np.float32).reshape(shape)
-    elif kind in ("F16", "F64"):
-        stored = np.frombuffer(data, dtype="<f2" if kind == "F16" else "<f8")
-        with np.errstate(over="ignore"):
-            array = stored.astype(np.float32).reshape(shape)
-    else:
-        raise InputError(f"adapter tensor {name}", kind, "save it as float32, bfloat16 or float16")
-    if not np.isfinite(array).all():
-        raise InputError(f"adapter tensor {name}", "not finite", "train again; it holds NaN or Inf")
+def _float32(key: str, part: Mapping[str, Any]) -> FloatArray:
+    check_kind(key, part["dtype"])
+    array = float32_values(part["data"], part["dtype"]).reshape(part["shape"])
+    check_finite(key, array)
     return array
-
-
-def _put_once(arrays: dict[str, FloatArray], name: str, array: FloatArray, key: str) -> None:
-    if name in arrays:
-        raise InputError("adapter tensor", f"{key} comes twice", "send each parameter once")
-    arrays[name] = array
-
-
-def _is_head(name: str, settings: Mapping[str, Any]) -> bool:
-    saved = settings.get("modules_to_save") or []
-    return (
-        settings.get("task_type") == "SEQ_CLS"
-        and name.split(".")[0] in HEADS
-        and name.split(".")[0] in saved
-    )
-
-
-def _head_name(name: str) -> str:
-    """The head's parameter name in the base model, without PEFT's wrapper in between."""
-    return re.sub(r"\.(modules_to_save(\.default)?|original_module)\.", ".", name)
 
 
 def _factors(
     name: str, sides: Mapping[str, FloatArray], settings: Mapping[str, Any]
 ) -> LowRankFactors:
-    if set(sides) != {"A", "B"}:
-        raise InputError(f"module {name}", f"only lora_{min(sides)}", "send both factors")
+    check_sides(name, sides)
     a, b = sides["A"], sides["B"]
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-        raise InputError(
-            f"module {name}",
-            f"lora_A {list(a.shape)}, lora_B {list(b.shape)}",
-            "send lora_A as (rank, d_in) and lora_B as (d_out, rank)",
-        )
-    rank = declared_rank(name, settings)
-    if rank != a.shape[0]:
-        raise InputError(
-            f"module {name}",
-            f"rank {a.shape[0]}, declared {rank}",
-            "send the rank that r or rank_pattern declares",
-        )
-    return LowRankFactors(a=a, b=b, scaling=declared_scaling(name, a.shape[0], settings))
+    return LowRankFactors(a=a, b=b, scaling=checked_scaling(name, a.shape, b.shape, settings))

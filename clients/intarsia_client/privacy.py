@@ -221,7 +221,7 @@ def _accountant(history: Sequence[Steps]) -> Any:
     """Opacus' PRV accountant with a quicker bound on how far its tables must reach."""
     from opacus.accountants import PRVAccountant
     from opacus.accountants.analysis.prv import Domain
-    from scipy.fft import next_fast_len  # type: ignore[import-untyped]
+    from scipy.fft import next_fast_len
 
     class Accountant(PRVAccountant):  # type: ignore[misc]
         def _get_domain(
@@ -244,7 +244,7 @@ def _accountant(history: Sequence[Steps]) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
-    from scipy.optimize import brentq  # type: ignore[import-untyped]  # comes with Opacus
+    from scipy.optimize import brentq  # comes with Opacus
 
     def excess(logarithm: float) -> float:
         return math.log(epsilon_of([(math.exp(logarithm), sample_rate, steps)], delta) / epsilon)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from intarsia_client.assignment import SCHEDULES, TrainAssignment, TrainingParameters
-from intarsia_client.attachment import attached, read_trained
+from intarsia_client.assignment import TrainAssignment, TrainingParameters
+from intarsia_client.assignment_check import check_assignment
+from intarsia_client.attachment import read_trained
 from intarsia_client.base_model import BaseModel, precision
 from intarsia_client.batches import (
     IndexArray,
@@ -24,13 +23,17 @@ from intarsia_client.batches import (
     sequence_losses,
     tokenise,
 )
+from intarsia_client.client_state import ClientState
 from intarsia_client.errors import FederationError, InputError
 from intarsia_client.files import bytes_digest
-from intarsia_client.peft_files import EncodedAdapter, adapter_digest, encode_adapter
+from intarsia_client.optimization import entropy_of, model_in_training, moments_of, set_rate
+from intarsia_client.optimizer_state import OptimizerState, mapped_state
+from intarsia_client.peft_files import EncodedAdapter, adapter_digest
 from intarsia_client.privacy import planned_spend
 from intarsia_client.private_gradients import PrivateGradients, poisson_sample, private_generator
 from intarsia_client.shards import DataShard
-from intarsia_client.start import ClientStart, client_start
+from intarsia_client.start import ClientStart, assigned_start
+from intarsia_client.transport import decode_update, encode_update, encode_with_feedback
 from intarsia_client.wire import Adapter, AdapterUpdate, PrivacySpend, UpdateManifest
 
 _GRADIENT_BYTES = 1 << 28
@@ -42,12 +45,33 @@ class TrainedRound:
     """What a client's round gave.
 
     Args:
-        update: The trained adapter and its manifest.
-        encoded: The adapter's bytes as the manifest names them, so that they are made once.
+        update: The adapter as the receiver decodes it, and its manifest.
+        encoded: The bytes that the manifest names.
+        trained: The adapter as the client has it: not rounded, and with its own B.
+        state: What the client keeps for its next round.
     """
 
     update: AdapterUpdate
     encoded: EncodedAdapter
+    trained: Adapter
+    state: ClientState
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Course:
+    """One round's training under way.
+
+    Args:
+        assignment: What the server asks.
+        shard: The client's records.
+        start: What is attached; only what may get gradients is trainable.
+        past: Moments to begin with.
+    """
+
+    assignment: TrainAssignment
+    shard: DataShard
+    start: ClientStart
+    past: OptimizerState
 
 
 class LocalTrainer:
@@ -69,6 +93,7 @@ class LocalTrainer:
         *,
         private_seed: int | None = None,
         history: Sequence[PrivacySpend] = (),
+        state: ClientState | None = None,
     ) -> TrainedRound:
         """Train one client for one round.
 
@@ -79,15 +104,19 @@ class LocalTrainer:
         In private training nothing but the noisy steps depends on the records: the manifest's
         metrics hold only the number of steps, and ``shard_digest`` is blinded with the client's
         secret, since a plain digest would tell whoever knows all records but one whether that one
-        is there. The number of records is public by assumption.
+        is there. The number of records is public by assumption. The client's state follows from
+        noisy steps too, so that what it adds to a round, and how the update is encoded, is
+        post-processing of them.
 
         Args:
             shard: The client's records.
             assignment: What the server asks.
-            global_adapter: The published adapter that goes with it.
+            global_adapter: The published adapter that goes with it, or its prefix for a
+                ``"prefix"`` start.
             private_seed: The client's secret for private training; see
                 :func:`intarsia_client.private_gradients.private_generator`.
             history: What this client has spent on these records before.
+            state: What the client kept of its last round; None for nothing.
 
         Returns:
             The update; its adapter is the trained one, not the difference from its start.
@@ -99,29 +128,24 @@ class LocalTrainer:
             FederationError: If the training diverged.
         """
         check_assignment(self._base, shard, assignment, global_adapter)
-        start = client_start(
-            global_adapter,
-            rank=assignment.rank,
-            scaling=assignment.scaling,
-            seed=assignment.seed,
-        )
+        state = state or ClientState()
+        given = assigned_start(global_adapter, assignment)
+        given = replace(given, trainable=_held(given.trainable))
+        course = _course(assignment, shard, given, state)
+        spend, shard_digest = None, shard.digest
         if assignment.privacy.unit == "none":
-            adapter, metrics = self._train_plainly(shard, assignment, start)
-            spend, shard_digest = None, shard.digest
+            adapter, moments, metrics = self._train_plainly(course)
         else:
             spend = planned_spend(len(shard.records), assignment, history)
-            question = (
-                # All that decides the result; not which run, message or folder it came in.
-                replace(assignment, run="", nonce="", base="").to_json().decode(),
-                adapter_digest(global_adapter),
-                shard.digest,
-            )
+            question = _question(course, global_adapter)
             generator = private_generator(private_seed, *question)
-            adapter = self._train_privately(shard, assignment, start, spend, generator)
+            adapter, moments = self._train_privately(course, spend, generator)
             metrics = {"steps": float(spend.steps)}
             blinding = private_generator(private_seed, "shard", shard.client).bytes(32)
             shard_digest = bytes_digest(blinding, shard.digest.encode())
-        encoded = encode_adapter(adapter)
+        # Where the head alone was attached for training, the factors are as they started.
+        trained = replace(adapter, modules={**given.trainable.modules, **adapter.modules})
+        encoded, decoded, kept = _encoded(trained, given.trainable, assignment, state)
         manifest = UpdateManifest(
             run=assignment.run,
             round=assignment.round,
@@ -130,7 +154,7 @@ class LocalTrainer:
             base_digest=self._base.digest,
             start_digest=assignment.start_digest,
             task=assignment.task,
-            target_modules=tuple(sorted(adapter.modules)),
+            target_modules=tuple(sorted(trained.modules)),
             rank=assignment.rank,
             lora_alpha=assignment.lora_alpha,
             use_rslora=assignment.use_rslora,
@@ -141,26 +165,30 @@ class LocalTrainer:
             privacy=spend,
         )
         return TrainedRound(
-            update=AdapterUpdate(manifest=manifest, adapter=adapter), encoded=encoded
+            update=AdapterUpdate(manifest=manifest, adapter=decoded),
+            encoded=encoded,
+            trained=trained,
+            state=_next_state(kept, trained, moments, assignment),
         )
 
-    def _train_plainly(
-        self, shard: DataShard, assignment: TrainAssignment, start: ClientStart
-    ) -> tuple[Adapter, dict[str, float]]:
-        base, training = self._base, assignment.training
-        records = tokenise(base, shard.records, max_length=training.max_length)
-        order = np.random.Generator(np.random.PCG64(_entropy("order", assignment)))
+    def _train_plainly(self, course: _Course) -> tuple[Adapter, OptimizerState, dict[str, float]]:
+        base, assignment = self._base, course.assignment
+        training = assignment.training
+        records = tokenise(base, course.shard.records, max_length=training.max_length)
+        order = np.random.Generator(np.random.PCG64(entropy_of("order", assignment)))
         batches = _planned_batches(records, training, order)
         if not batches:
             raise InputError(
-                f"records of client {shard.client}", "too short to train on", "give longer texts"
+                f"records of client {course.shard.client}",
+                "too short to train on",
+                "give longer texts",
             )
         losses: list[float] = []
         tokens = 0
-        with _training(base, start, assignment) as (model, optimiser):
+        with model_in_training(base, course.start, assignment, course.past) as (model, optimiser):
             parameters = optimiser.param_groups[0]["params"]
             for step, indices in enumerate(batches):
-                _set_rate(optimiser, assignment, step, len(batches))
+                set_rate(optimiser, assignment, step, len(batches))
                 with precision(base):
                     sums, counts, _ = sequence_losses(model, base, collate(base, records, indices))
                     loss = sums.sum() / counts.sum()
@@ -175,26 +203,24 @@ class LocalTrainer:
                 tokens += int(records.lengths[indices].sum())
                 if not math.isfinite(losses[-1]):
                     raise _diverged(assignment)
-            adapter = _finite_adapter(model, start, assignment)
+            adapter, moments = _read(model, optimiser, course, len(losses))
         metrics = {
             "train_loss": math.fsum(losses) / len(losses),
             "steps": float(len(losses)),
             "tokens": float(tokens),
         }
-        return adapter, metrics
+        return adapter, moments, metrics
 
     def _train_privately(
-        self,
-        shard: DataShard,
-        assignment: TrainAssignment,
-        start: ClientStart,
-        spend: PrivacySpend,
-        generator: np.random.Generator,
-    ) -> Adapter:
-        base, training = self._base, assignment.training
-        records = tokenise(base, shard.records, max_length=training.max_length, one_each=True)
-        with _training(base, start, assignment) as (model, optimiser):
-            at_once = _fits_at_once(base, start.trainable, training)
+        self, course: _Course, spend: PrivacySpend, generator: np.random.Generator
+    ) -> tuple[Adapter, OptimizerState]:
+        base, assignment = self._base, course.assignment
+        training = assignment.training
+        records = tokenise(
+            base, course.shard.records, max_length=training.max_length, one_each=True
+        )
+        with model_in_training(base, course.start, assignment, course.past) as (model, optimiser):
+            at_once = _fits_at_once(base, model, training)
             with PrivateGradients(
                 model,
                 max_grad_norm=spend.max_grad_norm,
@@ -203,7 +229,7 @@ class LocalTrainer:
                 generator=generator,
             ) as gradients:
                 for step in range(spend.steps):
-                    _set_rate(optimiser, assignment, step, spend.steps)
+                    set_rate(optimiser, assignment, step, spend.steps)
                     taken = poisson_sample(len(records), spend.sample_rate, generator)
                     for indices in packed_batches(records.lengths, taken, **at_once):
                         with precision(base):
@@ -214,108 +240,80 @@ class LocalTrainer:
                     gradients.release()
                     optimiser.step()
                     optimiser.zero_grad()
-            return _finite_adapter(model, start, assignment)
+            return _read(model, optimiser, course, spend.steps)
 
 
-def check_assignment(
-    base: BaseModel, shard: DataShard, assignment: TrainAssignment, global_adapter: Adapter
-) -> None:
-    """Refuse what cannot be trained, before anything is.
+def _held(adapter: Adapter) -> Adapter:
+    return replace(adapter, modules=dict(adapter.modules))
 
-    Args:
-        base: The base model that the client has.
-        shard: The client's records.
-        assignment: What the server asks.
-        global_adapter: The published adapter.
 
-    Raises:
-        InputError: Naming what does not fit.
+def _course(
+    assignment: TrainAssignment, shard: DataShard, given: ClientStart, state: ClientState
+) -> _Course:
+    """What is attached: the client's own B in its place, and frozen what is not trained at all."""
+    start = given
+    if assignment.shared_factors == "a":
+        start = replace(given, trainable=state.personal(given.trainable))
+    if assignment.trained_factors == "none":
+        start = ClientStart(
+            trainable=replace(start.trainable, modules={}),
+            underneath=replace(start.whole, dense={}),
+        )
+    past = OptimizerState()
+    if assignment.training.keep_optimizer:
+        past = mapped_state(state.optimizer, start.trainable)
+    return _Course(assignment=assignment, shard=shard, start=start, past=past)
+
+
+def _question(course: _Course, global_adapter: Adapter) -> tuple[str, ...]:
+    """All that decides a private round's result; not which run, message or folder it came in.
+
+    How the bytes travel does not decide it either: a round asked for again in another encoding
+    must not be a second noisy look at the records.
     """
-    expected = {
-        "base_digest": base.digest,
-        "task": base.task,
-        "labels": base.labels,
-        "target_modules": tuple(sorted(global_adapter.modules)),
-        "client": shard.client,
-    }
-    asked = {name: getattr(assignment, name) for name in expected}
-    asked["target_modules"] = tuple(sorted(assignment.target_modules))
-    for name, value in expected.items():
-        if asked[name] != value:
-            raise InputError(
-                f"assignment {name}", _short(asked[name]), f"this client has {_short(value)}"
-            )
-    if not shard.records:
-        raise InputError(f"records of client {shard.client}", 0, "give at least one")
-    if assignment.privacy.unit not in ("none", "example"):
-        raise InputError(
-            "privacy.unit",
-            assignment.privacy.unit,
-            'choose "none" or "example"; whole clients can only be protected where updates meet',
+    asked = replace(
+        course.assignment, run="", nonce="", base="", broadcast_digest="", upload="float32"
+    )
+    question = (asked.to_json().decode(), adapter_digest(global_adapter), course.shard.digest)
+    own = ClientState(optimizer=course.past)
+    if course.assignment.shared_factors == "a":
+        modules = course.start.trainable.modules
+        own = replace(own, own_b={name: factors.b for name, factors in modules.items()})
+    return question if own.is_empty else (*question, bytes_digest(own.to_bytes()))
+
+
+def _encoded(
+    trained: Adapter, start: Adapter, assignment: TrainAssignment, state: ClientState
+) -> tuple[EncodedAdapter, Adapter, ClientState]:
+    """The update's bytes, what the receiver makes of them, and the state with what they lost."""
+    factors = assignment.sent_factors
+    if assignment.upload == "int8":
+        encoded, carried = encode_with_feedback(
+            trained,
+            start,
+            state.carried,
+            factors=factors,
+            only_a_is_shared=assignment.shared_factors == "a",
         )
-    training = assignment.training
-    for name, least in (("epochs", 1), ("batch_size", 1), ("max_steps", 0)):
-        if getattr(training, name) < least:
-            raise InputError(f"train.{name}", getattr(training, name), f"choose at least {least}")
-    if training.schedule not in SCHEDULES:
-        raise InputError(
-            "train.schedule", training.schedule, f"choose one of {', '.join(SCHEDULES)}"
-        )
+        state = replace(state, carried=carried)
+    else:
+        encoded = encode_update(trained, start, assignment.upload, factors=factors)
+        if assignment.upload == "float32" and factors == "both":
+            return encoded, trained, state
+    return encoded, _held(decode_update(encoded, start, factors=factors)), state
 
 
-def learning_rate_factor(
-    training: TrainingParameters, *, round_number: int, rounds: int, step: int, steps: int
-) -> float:
-    """The share of the peak learning rate at one step.
-
-    The schedule spans the whole federation; the warm-up comes at the start of every round, since
-    every round begins with fresh optimiser moments.
-
-    Args:
-        training: Schedule and warm-up.
-        round_number: From 1.
-        rounds: Rounds planned in all.
-        step: The step in this round, from 0.
-        steps: Steps of this round.
-
-    Returns:
-        A number above 0 and up to 1.
-    """
-    progress = (round_number - 1 + step / steps) / rounds
-    factor = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[training.schedule]
-    rising = math.ceil(training.warmup * steps)
-    return factor * min(1.0, (step + 1) / (rising + 1))
-
-
-@contextlib.contextmanager
-def _training(
-    base: BaseModel, start: ClientStart, assignment: TrainAssignment
-) -> Iterator[tuple[Any, torch.optim.Optimizer]]:
-    """The attached model in training mode and its optimiser, with random state of their own."""
-    devices = [base.device] if base.device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=devices),
-        attached(base, trainable=start.trainable, underneath=start.underneath) as model,
-    ):
-        torch.manual_seed(_entropy("dropout", assignment) % (1 << 63))
-        model.train()
-        optimiser = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=assignment.training.learning_rate,
-            weight_decay=assignment.training.weight_decay,
-            fused=True,
-        )
-        yield model, optimiser
-
-
-def _entropy(purpose: str, assignment: TrainAssignment) -> int:
-    """A seed of this client's round, the same in every run of a federation's seed."""
-    words = f"{purpose}/{assignment.seed}/{assignment.client}/{assignment.round}"
-    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:16])
+def _next_state(
+    state: ClientState, trained: Adapter, moments: OptimizerState, assignment: TrainAssignment
+) -> ClientState:
+    """What the client keeps; modules that it did not train this time keep what they have."""
+    if assignment.shared_factors == "a":
+        own_b = {name: one.b * np.float32(one.scaling) for name, one in trained.modules.items()}
+        state = replace(state, own_b={**state.own_b, **own_b})
+    if assignment.training.keep_optimizer:
+        modules = {**state.optimizer.modules, **moments.modules}
+        state = replace(state, optimizer=replace(moments, modules=modules))
+    return state
 
 
 def _planned_batches(
@@ -329,38 +327,29 @@ def _planned_batches(
     return batches
 
 
-def _set_rate(
-    optimiser: torch.optim.Optimizer, assignment: TrainAssignment, step: int, steps: int
-) -> None:
-    factor = learning_rate_factor(
-        assignment.training,
-        round_number=assignment.round,
-        rounds=assignment.rounds,
-        step=step,
-        steps=steps,
-    )
-    for group in optimiser.param_groups:
-        group["lr"] = assignment.training.learning_rate * factor
-
-
-def _fits_at_once(
-    base: BaseModel, trainable: Adapter, training: TrainingParameters
-) -> dict[str, int]:
+def _fits_at_once(base: BaseModel, model: Any, training: TrainingParameters) -> dict[str, int]:
     """How much of a Poisson batch, whose size has no bound, is computed at once."""
     width = max(int(getattr(base.model.config, "vocab_size", 1)), 1)
     if base.task != "causal-lm":
         width = len(base.labels)
     tokens = min(2 * training.batch_size * training.max_length, _LOGITS_BYTES // (4 * width))
-    sequences = _GRADIENT_BYTES // (4 * trainable.number_of_parameters)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    sequences = _GRADIENT_BYTES // (4 * trained)
     return {"sequences": max(1, sequences), "tokens": max(1, tokens)}
 
 
-def _finite_adapter(model: Any, start: ClientStart, assignment: TrainAssignment) -> Adapter:
-    adapter = read_trained(model, start.trainable)
+def _read(
+    model: Any, optimiser: torch.optim.Optimizer, course: _Course, steps: int
+) -> tuple[Adapter, OptimizerState]:
+    """The trained adapter, all of it finite, and its moments where they are kept."""
+    adapter = read_trained(model, course.start.trainable)
     arrays = [array for one in adapter.modules.values() for array in (one.a, one.b)]
     if not all(np.isfinite(array).all() for array in [*arrays, *adapter.dense.values()]):
-        raise _diverged(assignment)
-    return adapter
+        raise _diverged(course.assignment)
+    moments = OptimizerState()
+    if course.assignment.training.keep_optimizer:
+        moments = moments_of(model, optimiser, adapter, course.past, steps)
+    return adapter, moments
 
 
 def _diverged(assignment: TrainAssignment) -> FederationError:
@@ -369,8 +358,3 @@ def _diverged(assignment: TrainAssignment) -> FederationError:
         "the loss is not finite",
         f"lower train.learning_rate, now {assignment.training.learning_rate:g}",
     )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,46 @@ class LowRankFactors:
         return self.scaling * (self.b.astype(np.float64) @ self.a.astype(np.float64))
 
 
+class ComputedModules(Mapping[str, LowRankFactors]):
+    """Modules whose factors are computed or read at each access; nothing is kept.
+
+    It takes the place of a dict in an :class:`Adapter` that is too large to hold, or is derived
+    from another one. Whoever goes over its modules takes one at a time, reads each as few times
+    as possible, and lets go of it before the next.
+
+    Args:
+        names: The modules' names, in order, each once.
+        compute: Gives a name's factors; equal names give equal factors.
+    """
+
+    def __init__(self, names: Iterable[str], compute: Callable[[str], LowRankFactors]) -> None:
+        """Keep the names and the function."""
+        self._names = dict.fromkeys(names)
+        self._compute = compute
+
+    def __getitem__(self, name: str) -> LowRankFactors:
+        """Compute a module's factors.
+
+        Raises:
+            KeyError: If it is not one of the names.
+        """
+        if name not in self._names:
+            raise KeyError(name)
+        return self._compute(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether it is one of the names; computes nothing."""
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, in order; computes nothing."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """How many modules there are; computes nothing."""
+        return len(self._names)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
     """A set of low-rank updates of one frozen base model, and the head that goes with them.
@@ -61,7 +101,8 @@ class Adapter:
     Args:
         base: What the base model is called or where it lies, as PEFT keeps it.
         task: One of :data:`TASKS`.
-        modules: From each module's full name in the base model to its factors.
+        modules: From each module's full name in the base model to its factors; a dict, or
+            :class:`ComputedModules` where they are not all held at once.
         dense: Whole tensors that travel beside the factors: a classification head, by parameter
             name in the base model (``"classifier.weight"``).
         fan_in_fan_out: Whether the base keeps its weights as (d_in, d_out), as GPT-2 does.

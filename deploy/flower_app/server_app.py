@@ -16,11 +16,15 @@ from flwr.app.user_config import UserConfigValue
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
-from intarsia_client.assignment import TrainingParameters
-from intarsia_client.base_model import linear_modules, load_base
+from intarsia_aggregators.robust.base import RobustSettings
+from intarsia_client.assignment import PRECISIONS, START_KINDS, TrainingParameters
+from intarsia_client.base_model import BaseModel, linear_modules, load_base
 from intarsia_client.errors import FederationError, InputError
 from intarsia_client.messages import adapter_of, adapter_record
 from intarsia_client.peft_files import write_encoded
+from intarsia_client.shards import shard_from_file
+from intarsia_platform.configuration_tables import ROBUST_RULES
+from intarsia_platform.federation.guard import RobustGuard, RootTraining
 from intarsia_platform.federation.plan import FederationPlan
 from intarsia_platform.federation.roster import ask_names
 from intarsia_platform.federation.strategy import LoraStrategy
@@ -45,6 +49,15 @@ class Settings:
         seed: Seed of sampling and of the clients' starts.
         training: How to train.
         method: A name of the aggregation catalogue.
+        start: Where a node's round starts; empty for the method's own.
+        broadcast_rank: Directions that nodes are sent; 0 leaves it to the method.
+        residual_rank: Directions beyond those that the coordinator keeps.
+        upload: Precision of what nodes send.
+        download: Precision of what nodes are sent.
+        max_examples: A node's declared number of records counts at most so much; 0 for no cap.
+        rule: A name of the catalogue of robust rules, or ``"none"``.
+        robust: What the rule assumes.
+        root: The coordinator's own records, for ``"fltrust"``.
         node_deadline: Seconds to wait for the nodes, and again for their names.
         deadline: Seconds to wait for a round's updates, and for its measurements.
     """
@@ -60,6 +73,15 @@ class Settings:
     seed: int
     training: TrainingParameters
     method: str
+    start: str
+    broadcast_rank: int
+    residual_rank: int
+    upload: str
+    download: str
+    max_examples: int
+    rule: str
+    robust: RobustSettings
+    root: str
     node_deadline: float
     deadline: float
 
@@ -99,8 +121,21 @@ def read_settings(config: Mapping[str, UserConfigValue]) -> Settings:
             batch_size=_whole(config, "batch-size", at_least=1),
             learning_rate=_positive(config, "learning-rate"),
             max_length=_whole(config, "max-length", at_least=2),
+            keep_optimizer=_flag(config, "keep-optimizer"),
         ),
         method=_text(config, "method"),
+        start=_choice(config, "start", ("", *START_KINDS)),
+        broadcast_rank=_whole(config, "broadcast-rank", at_least=0),
+        residual_rank=_whole(config, "residual-rank", at_least=0),
+        upload=_choice(config, "upload", PRECISIONS),
+        download=_choice(config, "download", PRECISIONS),
+        max_examples=_whole(config, "max-examples", at_least=0),
+        rule=_choice(config, "rule", ROBUST_RULES),
+        robust=RobustSettings(
+            max_norm=_number(config, "max-norm"),
+            byzantine=_whole(config, "byzantine", at_least=0),
+        ),
+        root=str(config.get("root", "")),
         node_deadline=_positive(config, "node-deadline-seconds"),
         deadline=_positive(config, "deadline-seconds"),
     )
@@ -133,10 +168,17 @@ def main(grid: Grid, context: Context) -> None:
         ranks=settings.ranks,
         labels=settings.labels,
         training=settings.training,
+        start=settings.start,
+        broadcast_rank=settings.broadcast_rank,
+        residual_rank=settings.residual_rank,
+        upload=settings.upload,
+        download=settings.download,
+        max_examples=settings.max_examples,
     )
     strategy = LoraStrategy(
         plan,
         method=settings.method,
+        guard=_guard(settings, base),
         minimum_nodes=settings.minimum_nodes,
         node_deadline=settings.node_deadline,
     )
@@ -146,7 +188,7 @@ def main(grid: Grid, context: Context) -> None:
             "nodes that said their names", len(names), f"have {settings.minimum_nodes} answer"
         )
     log(INFO, "Sites: %s", ", ".join(f"{name} ({node})" for node, name in names.items()))
-    strategy.plan = replace(plan, names=names)
+    strategy.plan = replace(strategy.plan, names=names)
     result = strategy.start(
         grid=grid,
         initial_arrays=adapter_record(initial_adapter(plan, base)),
@@ -154,6 +196,16 @@ def main(grid: Grid, context: Context) -> None:
         timeout=settings.deadline,
     )
     _write(settings.output, strategy.plan, result)
+
+
+def _guard(settings: Settings, base: BaseModel) -> RobustGuard | None:
+    if settings.rule == "none":
+        return None
+    root = None
+    if settings.root:
+        label = "label" if settings.labels else None
+        root = RootTraining(base, shard_from_file("server", Path(settings.root), label=label).records)
+    return RobustGuard(settings.rule, settings.robust, root=root)
 
 
 def _write(output: Path, plan: FederationPlan, result: Result) -> None:
@@ -198,10 +250,34 @@ def _whole(config: Mapping[str, UserConfigValue], key: str, *, at_least: int) ->
     return value
 
 
-def _positive(config: Mapping[str, UserConfigValue], key: str) -> float:
+def _choice(
+    config: Mapping[str, UserConfigValue], key: str, choices: tuple[str, ...]
+) -> str:
+    value = config.get(key)
+    if not isinstance(value, str) or value not in choices:
+        known = ", ".join(choice or "nothing" for choice in choices)
+        raise InputError(f"run-config {key}", repr(value), f"choose one of {known}")
+    return value
+
+
+def _flag(config: Mapping[str, UserConfigValue], key: str) -> bool:
+    value = config.get(key)
+    if not isinstance(value, bool):
+        raise InputError(f"run-config {key}", repr(value), "give true or false")
+    return value
+
+
+def _number(config: Mapping[str, UserConfigValue], key: str) -> float:
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"run-config {key}", repr(value), "give a number")
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"run-config {key}", value, "give a positive number")
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"run-config {key}", value, "give a number of at least 0")
     return float(value)
+
+
+def _positive(config: Mapping[str, UserConfigValue], key: str) -> float:
+    number = _number(config, key)
+    if not number > 0:
+        raise InputError(f"run-config {key}", number, "give a positive number")
+    return number

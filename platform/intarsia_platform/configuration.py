@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from intarsia_client.assignment import SCHEDULES, PrivacyParameters, TrainingParameters
+from intarsia_client.assignment import (
+    PRECISIONS,
+    SCHEDULES,
+    START_KINDS,
+    PrivacyParameters,
+    TrainingParameters,
+)
 from intarsia_client.errors import InputError
 from intarsia_client.files import bytes_digest, canonical_json
 from intarsia_client.wire import TASKS
@@ -23,131 +29,23 @@ from intarsia_platform.configuration_reader import (
     one_of,
     read_tables,
 )
+from intarsia_platform.configuration_tables import (
+    AUTO,
+    GRIDS,
+    ROBUST_RULES,
+    DataConfiguration,
+    EngineConfiguration,
+    EvaluationConfiguration,
+    FederationConfiguration,
+    LoraConfiguration,
+    ModelConfiguration,
+    RobustConfiguration,
+    TrackingConfiguration,
+)
 from intarsia_platform.partition import parse_rule
+from intarsia_platform.planning.resources import ResourcesConfiguration
 
-GRIDS = ("ray", "inprocess")
 MAX_SEED = 2**63 - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfiguration:
-    """The frozen model and what it is for.
-
-    Args:
-        base: A transformers folder's absolute path, or a hub identifier.
-        task: One of :data:`intarsia_client.wire.TASKS`.
-    """
-
-    base: str
-    task: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfiguration:
-    """The records and how they become clients.
-
-    Args:
-        train: The training records' file or folder.
-        test: The held-out records' file or folder, or None.
-        text: Name of the field with the text.
-        label: Name of the field with the class.
-        client: Name of the field with the client.
-        partition: See :func:`intarsia_platform.partition.parse_rule`.
-    """
-
-    train: str
-    test: str | None = None
-    text: str = "text"
-    label: str = "label"
-    client: str = "client"
-    partition: str = "natural"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfiguration:
-    """The adapters that the clients train.
-
-    Args:
-        target_modules: PEFT's ``target_modules``: ``"all-linear"``, or names' ends.
-        ranks: Ranks, given to the clients in turn.
-        alpha_over_rank: LoRA's alpha over the rank, the same for every client.
-        use_rslora: Divide alpha by the square root of the rank instead.
-    """
-
-    target_modules: str | tuple[str, ...] = "all-linear"
-    ranks: tuple[int, ...] = (4, 8, 16, 32)
-    alpha_over_rank: float = 2.0
-    use_rslora: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class FederationConfiguration:
-    """The federation's shape.
-
-    Args:
-        method: An aggregation method's name.
-        clients: How many clients there are.
-        rounds: How many rounds.
-        fraction: Share of the clients that each round asks, above 0 and at most 1.
-        seed: Seed of everything random that is not private.
-        deadline_seconds: How long a round waits for answers, in seconds.
-        minimum_accepted: How many accepted updates a round needs.
-    """
-
-    method: str = "ledger"
-    clients: int = 8
-    rounds: int = 5
-    fraction: float = 1.0
-    seed: int = 0
-    deadline_seconds: float = 3600.0
-    minimum_accepted: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfiguration:
-    """Where the virtual clients run.
-
-    Args:
-        grid: One of :data:`GRIDS`.
-        workers: Processes that train at the same time.
-        gpus_per_worker: Share of a GPU that each of them holds; 0 for the CPU.
-        threads: Threads of each of them; 0 shares this machine's cores between them. Sums come out
-            in another order with another number, so it is part of what makes two runs equal.
-    """
-
-    grid: str = "ray"
-    workers: int = 2
-    gpus_per_worker: float = 0.0
-    threads: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfiguration:
-    """What is measured on the held-out records.
-
-    Args:
-        rounds: The server evaluates every that many rounds; the last one always.
-        clients: Whether each client evaluates the final adapter on its own held-out records.
-        own_adapters: Whether each client also trains alone for comparison, for as long as the
-            federation did.
-        max_records: How many held-out records are used, 0 for all.
-    """
-
-    rounds: int = 1
-    clients: bool = True
-    own_adapters: bool = False
-    max_records: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfiguration:
-    """Where a run can be looked at.
-
-    Args:
-        mlflow: Whether the run is mirrored to MLflow in the home.
-    """
-
-    mlflow: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +59,8 @@ class SimulationConfiguration:
         federation: The federation's shape.
         train: How a client trains.
         privacy: The privacy that its training must give.
+        robust: What stands between a dishonest client and the sum.
+        resources: What the clients have, for ranks that are planned.
         engine: Where clients run.
         evaluation: What is measured.
         tracking: Where the run can be looked at.
@@ -174,6 +74,8 @@ class SimulationConfiguration:
     federation: FederationConfiguration = field(default_factory=FederationConfiguration)
     train: TrainingParameters = field(default_factory=TrainingParameters)
     privacy: PrivacyParameters = field(default_factory=PrivacyParameters)
+    robust: RobustConfiguration = field(default_factory=RobustConfiguration)
+    resources: ResourcesConfiguration = field(default_factory=ResourcesConfiguration)
     engine: EngineConfiguration = field(default_factory=EngineConfiguration)
     evaluation: EvaluationConfiguration = field(default_factory=EvaluationConfiguration)
     tracking: TrackingConfiguration = field(default_factory=TrackingConfiguration)
@@ -243,18 +145,31 @@ def configuration_from_mapping(
     built, typed = build_tables(_TABLES, given, rules), {}
     for table, name in _PATHS:
         path = getattr(built[table], name)
-        if path is not None and _located(path, folder) != path:
+        if path and _located(path, folder) != path:
             typed[f"{table}.{name}"] = path
             built[table] = dataclasses.replace(built[table], **{name: _located(path, folder)})
     configuration = SimulationConfiguration(**built, typed=typed)
-    federation = configuration.federation
+    _check_together(configuration)
+    return configuration
+
+
+def _check_together(configuration: SimulationConfiguration) -> None:
+    """Refuse values that are right each by itself and wrong beside each other."""
+    federation, robust = configuration.federation, configuration.robust
     if federation.minimum_accepted > federation.clients:
         raise InputError(
             "federation.minimum_accepted",
             federation.minimum_accepted,
             f"set it to at most federation.clients, {federation.clients}",
         )
-    return configuration
+    if robust.rule == "fltrust" and not robust.root:
+        raise InputError("robust.root", '""', "name records of the server's own for fltrust")
+    if configuration.lora.ranks == AUTO and not configuration.resources.declared:
+        raise InputError(
+            "lora.ranks",
+            f'"{AUTO}"',
+            "declare what clients have in the table [resources], such as memory_mb = [400, 800]",
+        )
 
 
 def _located(typed: str, folder: Path) -> str:
@@ -266,7 +181,7 @@ def _located(typed: str, folder: Path) -> str:
     return typed
 
 
-_PATHS = (("model", "base"), ("data", "train"), ("data", "test"))
+_PATHS = (("model", "base"), ("data", "train"), ("data", "test"), ("robust", "root"))
 _TABLES: dict[str, type] = {
     "model": ModelConfiguration,
     "data": DataConfiguration,
@@ -274,6 +189,8 @@ _TABLES: dict[str, type] = {
     "federation": FederationConfiguration,
     "train": TrainingParameters,
     "privacy": PrivacyParameters,
+    "robust": RobustConfiguration,
+    "resources": ResourcesConfiguration,
     "engine": EngineConfiguration,
     "evaluation": EvaluationConfiguration,
     "tracking": TrackingConfiguration,
@@ -288,8 +205,14 @@ def _partition(value: str) -> str | None:
     return None
 
 
-def _ranks(value: tuple[int, ...]) -> str | None:
+def _ranks(value: tuple[int, ...] | str) -> str | None:
+    if isinstance(value, str):
+        return None if value == AUTO else f'write "{AUTO}" or a list of ranks'
     return None if value and min(value) >= 1 else "list at least one rank, each 1 or more"
+
+
+def _positive(values: tuple[float, ...]) -> str | None:
+    return None if all(value > 0 for value in values) else "set each above 0"
 
 
 def _share(value: float) -> str | None:
@@ -320,6 +243,7 @@ _RULES: dict[str, Rule] = {
     "lora.target_modules": not_empty,
     "lora.ranks": _ranks,
     "lora.alpha_over_rank": above(0),
+    "lora.replan_rounds": at_least(0),
     "federation.method": not_empty,
     "federation.clients": at_least(1),
     "federation.rounds": at_least(1),
@@ -327,6 +251,12 @@ _RULES: dict[str, Rule] = {
     "federation.seed": _seed,
     "federation.deadline_seconds": above(0),
     "federation.minimum_accepted": at_least(1),
+    "federation.start": one_of("", *START_KINDS),
+    "federation.broadcast_rank": at_least(0),
+    "federation.residual_rank": at_least(0),
+    "federation.upload": one_of(*PRECISIONS),
+    "federation.download": one_of(*PRECISIONS),
+    "federation.max_examples": at_least(0),
     "train.epochs": at_least(1),
     "train.batch_size": at_least(1),
     "train.learning_rate": above(0),
@@ -342,6 +272,14 @@ _RULES: dict[str, Rule] = {
     "privacy.delta": _delta,
     "privacy.max_grad_norm": above(0),
     "privacy.noise_multiplier": at_least(0),
+    "robust.rule": one_of(*ROBUST_RULES),
+    "robust.max_norm": at_least(0),
+    "robust.byzantine": at_least(0),
+    "resources.memory_mb": _positive,
+    "resources.gflops": _positive,
+    "resources.upload_mbps": _positive,
+    "resources.download_mbps": _positive,
+    "resources.round_seconds": at_least(0),
     "engine.grid": one_of(*GRIDS),
     "engine.workers": at_least(1),
     "engine.gpus_per_worker": at_least(0),

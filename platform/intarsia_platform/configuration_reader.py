@@ -29,6 +29,7 @@ _DESCRIPTIONS: dict[object, str] = {
     bool: "true or false",
     tuple: "a list",
 }
+_ITEMS: dict[object, str] = {str: "strings", int: "whole numbers", float: "finite numbers"}
 
 
 def at_least(bound: float) -> Rule:
@@ -233,7 +234,7 @@ def _description(hint: object) -> str:
     words = []
     for choice in _choices(hint):
         if typing.get_origin(choice) is tuple:
-            items = {str: "strings", int: "whole numbers"}[typing.get_args(choice)[0]]
+            items = _ITEMS[typing.get_args(choice)[0]]
             words.append(f"a list of {items}")
         else:
             words.append(_DESCRIPTIONS[choice])

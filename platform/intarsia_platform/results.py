@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from intarsia_platform.planning.client_plan import RankPlan
+
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
@@ -119,6 +121,51 @@ class ClientRound:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RuleDecision:
+    """What a robust rule did to one client's admitted update.
+
+    Args:
+        client: The client's name.
+        outcome: ``"left-out"``, ``"bounded"`` or ``"reweighed"``.
+        share_before: The client's share of the round's weight as it came, between 0 and 1.
+        share: The same as the rule left it.
+        factor: What multiplies what the client added.
+    """
+
+    client: str
+    outcome: str
+    share_before: float
+    share: float
+    factor: float
+
+    @property
+    def influence(self) -> float:
+        """What is left of what the client would have had, 1 for all of it."""
+        return self.share / self.share_before * self.factor if self.share_before else 0.0
+
+    def as_mapping(self) -> dict[str, object]:
+        """Plain JSON of all fields."""
+        return {
+            "client": self.client,
+            "outcome": self.outcome,
+            "share_before": self.share_before,
+            "share": self.share,
+            "factor": self.factor,
+        }
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> RuleDecision:
+        """Read back what :meth:`as_mapping` wrote."""
+        return cls(
+            client=mapping["client"],
+            outcome=mapping["outcome"],
+            share_before=mapping["share_before"],
+            share=mapping["share"],
+            factor=mapping["factor"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundResult:
     """What one finished round gave.
 
@@ -134,6 +181,10 @@ class RoundResult:
         epsilon_max: Largest privacy spend of any client so far; None without differential privacy.
         clients: What each client of the round did.
         rank: Rank of the global adapter after the round.
+        cut_energy: Share of the squared Frobenius norm of everything added up that was lost for
+            good in this round, between 0 and 1.
+        residual_energy: Share of it that is held back from the clients for later rounds.
+        decisions: What the robust rule did to those whom it did not leave as they were.
     """
 
     round: int
@@ -147,6 +198,9 @@ class RoundResult:
     epsilon_max: float | None = None
     clients: tuple[ClientRound, ...] = ()
     rank: int
+    cut_energy: float = 0.0
+    residual_energy: float = 0.0
+    decisions: tuple[RuleDecision, ...] = ()
 
     def as_mapping(self) -> dict[str, object]:
         """Plain JSON, with the documented keys of ``--json`` and a few beside them."""
@@ -162,6 +216,9 @@ class RoundResult:
             "epsilon": {"max": _finite(self.epsilon_max)},
             "clients": [client.as_mapping() for client in self.clients],
             "rank": self.rank,
+            "cut_energy": self.cut_energy,
+            "residual_energy": self.residual_energy,
+            "decisions": [decision.as_mapping() for decision in self.decisions],
         }
 
     @classmethod
@@ -179,6 +236,12 @@ class RoundResult:
             epsilon_max=mapping["epsilon"]["max"],
             clients=tuple(ClientRound.from_mapping(entry) for entry in mapping["clients"]),
             rank=mapping["rank"],
+            # Files of versions before these have none of the three.
+            cut_energy=mapping.get("cut_energy", 0.0),
+            residual_energy=mapping.get("residual_energy", 0.0),
+            decisions=tuple(
+                RuleDecision.from_mapping(entry) for entry in mapping.get("decisions", ())
+            ),
         )
 
 
@@ -265,6 +328,8 @@ class SimulationResult:
         rounds: The finished rounds, in order.
         adapter: The adapter that the last round left.
         clients: Each client's held-out records under three models; empty where not measured.
+        plan: What each client was planned to train, one plan for each time that was planned; empty
+            where ranks were given.
         configuration: The configuration that made the run, as plain JSON by sections.
         seconds: Wall time of the whole run.
         report: Where ``report.html`` lies; None where none was written.
@@ -275,6 +340,7 @@ class SimulationResult:
     rounds: tuple[RoundResult, ...]
     adapter: AdapterResult
     clients: tuple[ClientEvaluation, ...] = ()
+    plan: tuple[RankPlan, ...] = ()
     configuration: Mapping[str, Any] = field(default_factory=dict)
     seconds: float
     report: str | None = None
@@ -293,6 +359,7 @@ class SimulationResult:
             "rounds": [result.as_mapping() for result in self.rounds],
             "adapter": self.adapter.as_mapping(),
             "clients": [client.as_mapping() for client in self.clients],
+            "plan": [plan.as_mapping() for plan in self.plan],
             "configuration": dict(self.configuration),
             "seconds": self.seconds,
             "report": self.report,
@@ -307,6 +374,8 @@ class SimulationResult:
             rounds=tuple(RoundResult.from_mapping(entry) for entry in mapping["rounds"]),
             adapter=AdapterResult.from_mapping(mapping["adapter"]),
             clients=tuple(ClientEvaluation.from_mapping(entry) for entry in mapping["clients"]),
+            # Files of versions before this have none.
+            plan=tuple(RankPlan.from_mapping(entry) for entry in mapping.get("plan", ())),
             configuration=mapping["configuration"],
             seconds=mapping["seconds"],
             report=mapping["report"],

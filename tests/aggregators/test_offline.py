@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from intarsia_aggregators.offline import aggregate_adapters, normalised_weights
+from intarsia_aggregators.compatibility import normalised_weights
+from intarsia_aggregators.offline import aggregate_adapters
 from intarsia_client.errors import InputError
 from intarsia_client.peft_files import decode_adapter, encode_adapter
 from intarsia_client.wire import Adapter, LowRankFactors
@@ -60,7 +61,7 @@ def test_with_rank_it_is_the_best_approximation_and_says_what_was_cut(rank):
         error = np.linalg.norm(result.adapter.modules[name].product() - dense(name))
         assert error**2 == pytest.approx((sigma[rank:] ** 2).sum(), rel=1e-5, abs=1e-8)
         share = (sigma[rank:] ** 2).sum() / (sigma**2).sum()
-        assert result.cut[name] == pytest.approx(share, rel=1e-6, abs=1e-12)
+        assert result.cut[name] == pytest.approx(share, rel=1e-5, abs=1e-12)
 
 
 def test_a_module_that_one_source_lacks_counts_as_zero_there():

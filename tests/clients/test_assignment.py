@@ -89,3 +89,24 @@ def test_assignments_cannot_be_changed() -> None:
 def test_a_deeply_nested_assignment_is_refused() -> None:
     with pytest.raises(InputError):
         TrainAssignment.from_json("[" * 200_000)
+
+
+def test_assignments_of_before_have_the_usual_start_and_encoding() -> None:
+    old = assignment().as_mapping()
+    new = {"start", "trained_factors", "shared_factors", "upload", "broadcast_digest"}
+    assert new <= set(old)
+    read = TrainAssignment.from_json(json.dumps({k: v for k, v in old.items() if k not in new}))
+    assert (read.start, read.trained_factors, read.upload) == ("residual", "both", "float32")
+
+
+@pytest.mark.parametrize(
+    ("trained", "shared", "sent"),
+    [
+        ("both", "both", "both"), ("a", "both", "a"), ("b", "both", "b"), ("none", "both", "none"),
+        ("both", "a", "a"), ("a", "a", "a"), ("b", "a", "none"), ("none", "a", "none"),
+    ],
+)  # fmt: skip
+def test_what_is_sent_is_trained_and_shared(trained: str, shared: str, sent: str) -> None:
+    made = assignment(trained_factors=trained, shared_factors=shared)
+    assert made.sent_factors == sent
+    assert TrainAssignment.from_json(made.to_json()) == made

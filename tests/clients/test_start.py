@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from intarsia_client.assignment import START_KINDS, TrainAssignment
 from intarsia_client.errors import InputError
 from intarsia_client.peft_files import decode_adapter, encode_adapter
-from intarsia_client.start import check_rank, client_start, held_directions
-from intarsia_client.wire import Adapter, LowRankFactors
+from intarsia_client.start import assigned_start, check_rank, client_start, held_directions
+from intarsia_client.transport import broadcast_prefix_size, decode_broadcast, encode_broadcast
+from intarsia_client.wire import Adapter, ComputedModules, LowRankFactors
 
 D_OUT, D_IN = 12, 9
 
@@ -45,9 +47,8 @@ def test_the_two_parts_add_up_to_the_global_adapter(
     assert trainable.rank == rank
     assert trainable.scaling == scaling
     total = trainable.product()
-    if "q" in start.underneath.modules:
-        total = total + start.underneath.modules["q"].product()
-    assert ("q" in start.underneath.modules) == (held > rank)
+    total = total + start.underneath.modules["q"].product()
+    assert start.underneath.modules["q"].rank == max(0, held - rank)
     # The reference is the global product in float64; what is lost is float32's rounding of B.
     bound = 1e-6 * published * (np.abs(whole.b).astype(float) @ np.abs(whole.a).astype(float))
     assert (np.abs(total - whole.product()) <= bound + 1e-30).all()
@@ -133,8 +134,9 @@ def test_the_start_from_a_file_is_the_start_from_memory(held: int) -> None:
 
 
 def test_a_rank_larger_than_a_layer_is_refused() -> None:
+    start = client_start(adapter(q=factors(2)), rank=10, scaling=1.0, seed=0)
     with pytest.raises(InputError, match=r"rank for q \(9 to 12\): 10; choose at most 9 or leave"):
-        client_start(adapter(q=factors(2)), rank=10, scaling=1.0, seed=0)
+        start.trainable.modules["q"]
     check_rank("q", 9, (D_OUT, D_IN))
 
 
@@ -146,3 +148,156 @@ def test_the_global_adapter_is_not_changed_by_training_the_start() -> None:
     trainable.b[:] = 0
     np.testing.assert_array_equal(whole.a, before["a"])
     np.testing.assert_array_equal(whole.b, before["b"])
+
+
+def equal(first: LowRankFactors, second: LowRankFactors) -> bool:
+    return (
+        first.a.tobytes() == second.a.tobytes()
+        and first.b.tobytes() == second.b.tobytes()
+        and first.shape == second.shape
+        and first.scaling == second.scaling
+    )
+
+
+@pytest.mark.parametrize("kind", START_KINDS)
+@pytest.mark.parametrize("held", [0, 3, 8])
+def test_each_kind_sees_what_it_shall(kind: str, held: int) -> None:
+    whole = factors(held, 0.5)
+    start = client_start(adapter(q=whole), rank=4, scaling=2.0, seed=1, kind=kind)
+    trainable = start.trainable.modules["q"]
+    assert (trainable.rank, trainable.scaling) == (4, 2.0)
+    lead = LowRankFactors(a=whole.a[:4], b=whole.b[:, :4], scaling=0.5).product()
+    trained = {"residual": lead, "prefix": lead, "fresh": 0.0 * lead}[kind]
+    seen = {"residual": whole.product(), "prefix": lead, "fresh": whole.product()}[kind]
+    np.testing.assert_allclose(trainable.product(), trained, atol=1e-6)
+    np.testing.assert_allclose(start.whole.modules["q"].product(), seen, atol=1e-6)
+    assert ("q" in start.underneath.modules) == (kind != "prefix")
+    assert set(start.whole.dense) == {"score.weight"} and start.underneath.dense == {}
+
+
+def test_a_fresh_start_trains_rows_of_its_own() -> None:
+    whole = factors(8)
+    start = client_start(adapter(q=whole), rank=4, scaling=2.0, seed=1, kind="fresh")
+    trainable = start.trainable.modules["q"]
+    assert not trainable.b.any()
+    np.testing.assert_array_equal(trainable.a, fresh(1, 4, q=factors(0))["q"].a)
+
+
+@pytest.mark.parametrize("kind", START_KINDS)
+def test_a_subset_of_modules_leaves_the_others_underneath(kind: str) -> None:
+    published = adapter(q=factors(6), v=factors(7, seed=1))
+    start = client_start(published, rank=4, scaling=1.0, seed=0, kind=kind, modules=["v"])
+    alone = client_start(
+        adapter(v=published.modules["v"]), rank=4, scaling=1.0, seed=0, kind=kind
+    )
+    assert set(start.trainable.modules) == {"v"}
+    assert equal(start.trainable.modules["v"], alone.trainable.modules["v"])
+    frozen = start.underneath.modules["q"]
+    assert frozen.rank == (4 if kind == "prefix" else 6)
+    np.testing.assert_array_equal(frozen.a, published.modules["q"].a[: frozen.rank])
+
+
+def test_an_unknown_module_or_name_is_refused() -> None:
+    published = adapter(q=factors(6))
+    with pytest.raises(InputError, match="module to train: k; name modules"):
+        client_start(published, rank=4, scaling=1.0, seed=0, modules=["q", "k"])
+    with pytest.raises(InputError, match="start: warm; choose one of residual, prefix, fresh"):
+        client_start(published, rank=4, scaling=1.0, seed=0, kind="warm")
+    with pytest.raises(InputError, match="shared_factors: b; choose one of both, a"):
+        client_start(published, rank=4, scaling=1.0, seed=0, share="b")
+
+
+def test_where_only_a_is_shared_its_rows_count_without_b() -> None:
+    whole = factors(5)
+    zero = LowRankFactors(a=whole.a, b=np.zeros_like(whole.b), scaling=1.0)
+    for kind in ("residual", "prefix"):
+        start = client_start(adapter(q=zero), rank=3, scaling=1.0, seed=0, kind=kind, share="a")
+        trainable = start.trainable.modules["q"]
+        np.testing.assert_array_equal(trainable.a, whole.a[:3])
+        assert not trainable.b.any()
+    both = client_start(adapter(q=zero), rank=3, scaling=1.0, seed=0).trainable.modules["q"]
+    assert (both.a != whole.a[:3]).all()
+
+
+def test_a_zero_row_of_a_is_no_direction() -> None:
+    """PEFT has no rank 0; the one zero direction in its place must not be trained: it is dead."""
+    empty = LowRankFactors(a=np.zeros((1, 9), np.float32), b=np.zeros((12, 1), np.float32), scaling=1.0)
+    start = client_start(adapter(q=empty), rank=2, scaling=1.0, seed=0, share="a")
+    assert start.trainable.modules["q"].a.all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    held=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    rank=st.integers(1, 9),
+    zero=st.lists(st.integers(0, 8), max_size=4),
+    share=st.sampled_from(["both", "a"]),
+)
+def test_a_prefix_of_the_broadcast_gives_the_start_of_the_whole(
+    held: list[int], rank: int, zero: list[int], share: str
+) -> None:
+    """The server has all directions, the client the first ones; zero columns may stand anywhere."""
+    modules = {}
+    for index, count in enumerate(held):
+        whole = factors(count, 0.5, seed=index)
+        whole.b[:, [column for column in zero if column < count]] = 0.0
+        modules[f"m{index}"] = whole
+    data = encode_broadcast(adapter(**modules), "float32")
+    received = decode_broadcast(data[: broadcast_prefix_size(data, rank)], rank=rank)
+    at_server, at_client = (
+        client_start(which, rank=rank, scaling=2.0, seed=3, kind="prefix", share=share)
+        for which in (adapter(**modules), received)
+    )
+    for name in modules:
+        assert equal(at_server.trainable.modules[name], at_client.trainable.modules[name])
+    assert not at_client.underneath.modules
+
+
+def assigned(**changes: Any) -> TrainAssignment:
+    given_fields: dict[str, Any] = {
+        "run": "r", "round": 1, "rounds": 3, "client": "c", "nonce": "n", "seed": 5, "base": "b",
+        "base_digest": "", "start_digest": "", "task": "sequence-classification", "rank": 4,
+        "lora_alpha": 8.0, "target_modules": ("q",), **changes,
+    }  # fmt: skip
+    return TrainAssignment(**given_fields)
+
+
+def test_the_assigned_start_takes_everything_from_the_assignment() -> None:
+    published = adapter(q=factors(6), v=factors(6, seed=1))
+    for kind in ("residual", "prefix"):
+        found = assigned_start(published, assigned(start=kind))
+        expected = client_start(published, rank=4, scaling=2.0, seed=5, kind=kind, modules=["q"])
+        assert list(found.trainable.modules) == ["q"]
+        assert equal(found.trainable.modules["q"], expected.trainable.modules["q"])
+        assert equal(found.underneath.modules["v"], expected.underneath.modules["v"])
+
+
+def test_fresh_rows_are_new_in_every_round_and_the_same_for_every_client() -> None:
+    published = adapter(q=factors(6))
+
+    def rows(**changes: Any) -> bytes:
+        start = assigned_start(published, assigned(start="fresh", **changes))
+        return start.trainable.modules["q"].a.tobytes()
+
+    assert rows(round=1) == rows(round=1, client="other", run="other")
+    assert len({rows(round=1), rows(round=2), rows(round=1, seed=6)}) == 3
+
+
+def test_a_start_reads_one_module_at_a_time_and_keeps_none() -> None:
+    read: list[str] = []
+    held = {name: factors(6, seed=index) for index, name in enumerate("qkv")}
+
+    def reading(name: str) -> LowRankFactors:
+        read.append(name)
+        return held[name]
+
+    published = Adapter(
+        base="b", task="causal-lm", modules=ComputedModules(held, reading)
+    )
+    start = client_start(published, rank=4, scaling=1.0, seed=0)
+    assert read == []
+    assert list(start.trainable.modules) == list("qkv") and "k" in start.underneath.modules
+    assert read == []
+    start.trainable.modules["k"]
+    start.trainable.modules["k"]
+    assert read == ["k", "k"]

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from intarsia_client.errors import InputError
-from intarsia_client.wire import Adapter, LowRankFactors, PrivacySpend, UpdateManifest
+from intarsia_client.wire import (
+    Adapter,
+    ComputedModules,
+    LowRankFactors,
+    PrivacySpend,
+    UpdateManifest,
+)
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 whole = st.integers(-(2**63), 2**63 - 1)
@@ -169,3 +175,28 @@ def test_a_whole_number_that_no_database_holds_is_refused(field: str) -> None:
 def test_half_of_a_surrogate_pair_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(InputError):
         UpdateManifest.from_json(json.dumps(manifest(**changes)).encode())
+
+
+def test_computed_modules_compute_at_each_access_and_only_then() -> None:
+    asked: list[str] = []
+
+    def compute(name: str) -> LowRankFactors:
+        asked.append(name)
+        return LowRankFactors(
+            a=np.full((len(name), 2), len(asked), np.float32),
+            b=np.zeros((3, len(name)), np.float32),
+            scaling=1.0,
+        )
+
+    modules = ComputedModules(iter(["qq", "v"]), compute)
+    assert list(modules) == ["qq", "v"] and len(modules) == 2
+    assert "v" in modules and "k" not in modules and 3 not in modules
+    assert asked == []
+    assert modules["v"].a[0, 0] == 1 and modules["v"].a[0, 0] == 2
+    with pytest.raises(KeyError):
+        modules["k"]
+    assert modules.get("k") is None
+    assert asked == ["v", "v"]
+    adapter = Adapter(base="b", task="causal-lm", modules=modules)
+    assert adapter.rank == 2
+    assert adapter.number_of_parameters == 2 * 5 + 1 * 5

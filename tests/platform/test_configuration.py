@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from intarsia_platform.configuration import (
     configuration_from_mapping,
     read_configuration,
 )
+from intarsia_platform.configuration_tables import AUTO, ROBUST_RULES
 
 LEAST = '[model]\nbase = "some/base"\ntask = "causal-lm"\n[data]\ntrain = "train.jsonl"\n'
 WHOLE = """
@@ -30,6 +32,7 @@ target_modules = ["query", "value"]
 ranks = [4, 8]
 alpha_over_rank = 1
 use_rslora = true
+replan_rounds = 2
 [federation]
 method = "ledger"
 clients = 10
@@ -38,6 +41,12 @@ fraction = 0.5
 seed = 7
 deadline_seconds = 60
 minimum_accepted = 2
+start = "prefix"
+broadcast_rank = 48
+residual_rank = 12
+upload = "int8"
+download = "bfloat16"
+max_examples = 500
 [train]
 epochs = 2
 batch_size = 8
@@ -48,12 +57,24 @@ warmup = 0.1
 weight_decay = 0.01
 max_gradient_norm = 0
 max_steps = 9
+keep_optimizer = true
 [privacy]
 unit = "example"
 epsilon = 4
 delta = 1e-6
 max_grad_norm = 0.5
 noise_multiplier = 1
+[robust]
+rule = "multi-krum"
+max_norm = 2
+byzantine = 1
+root = "root.jsonl"
+[resources]
+memory_mb = [200, 400.5]
+gflops = [5]
+upload_mbps = [2.5]
+download_mbps = [20]
+round_seconds = 30
 [engine]
 grid = "inprocess"
 workers = 4
@@ -97,14 +118,20 @@ def test_everything_but_three_keys_has_the_documented_default(tmp_path: Path) ->
         },
         "lora": {
             "target_modules": "all-linear", "ranks": [4, 8, 16, 32], "alpha_over_rank": 2.0,
-            "use_rslora": False,
+            "use_rslora": False, "replan_rounds": 0,
         },
         "federation": {
             "method": "ledger", "clients": 8, "rounds": 5, "fraction": 1.0, "seed": 0,
-            "deadline_seconds": 3600.0, "minimum_accepted": 1,
+            "deadline_seconds": 3600.0, "minimum_accepted": 1, "start": "", "broadcast_rank": 0,
+            "residual_rank": 256, "upload": "float32", "download": "float32", "max_examples": 0,
         },
         "train": dataclasses.asdict(TrainingParameters()),
         "privacy": dataclasses.asdict(PrivacyParameters()),
+        "robust": {"rule": "none", "max_norm": 0.0, "byzantine": 0, "root": ""},
+        "resources": {
+            "memory_mb": [], "gflops": [], "upload_mbps": [], "download_mbps": [],
+            "round_seconds": 0.0,
+        },
         "engine": {"grid": "ray", "workers": 2, "gpus_per_worker": 0.0, "threads": 0},
         "evaluation": {
             "rounds": 1, "clients": True, "own_adapters": False, "max_records": 0,
@@ -125,7 +152,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert configuration.lora.ranks == (4, 8)
     assert configuration.train == TrainingParameters(
         epochs=2, batch_size=8, learning_rate=1e-4, max_length=64, schedule="linear", warmup=0.1,
-        weight_decay=0.01, max_gradient_norm=0.0, max_steps=9,
+        weight_decay=0.01, max_gradient_norm=0.0, max_steps=9, keep_optimizer=True,
     )  # fmt: skip
     assert configuration.privacy == PrivacyParameters(
         unit="example", epsilon=4.0, delta=1e-6, max_grad_norm=0.5, noise_multiplier=1.0
@@ -137,6 +164,17 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert same == {("data", "train"), ("federation", "method")}
     assert isinstance(configuration.lora.alpha_over_rank, float)
     assert isinstance(configuration.engine.gpus_per_worker, float)
+
+
+def test_ranks_may_be_planned_from_resources(tmp_path: Path) -> None:
+    configuration = read(
+        tmp_path, LEAST, "lora.ranks=auto", "resources.memory_mb=[100, 300]", "resources.gflops=[7]"
+    )
+    assert configuration.lora.ranks == AUTO
+    first, second, third = (configuration.resources.of(turn) for turn in range(3))
+    assert (first.memory_mb, second.memory_mb, third.memory_mb) == (100.0, 300.0, 100.0)
+    assert second.gflops == 7.0 and second.upload_mbps == math.inf
+    assert second.memory_bytes == 3e8 and second.timed
 
 
 @pytest.mark.parametrize("text", [LEAST, WHOLE])
@@ -208,6 +246,21 @@ def test_paths_are_looked_for_beside_the_file_then_here(
     assert absolute.data.train == str(here / "test.jsonl")
 
 
+def test_root_records_are_looked_for_like_all_records(tmp_path: Path) -> None:
+    (tmp_path / "root.jsonl").write_text("{}")
+    configuration = read(tmp_path, LEAST, "robust.rule=fltrust", "robust.root=root.jsonl")
+    assert configuration.robust.root == str(tmp_path / "root.jsonl")
+    assert configuration.as_mapping()["robust"]["root"] == "root.jsonl"
+    assert read(tmp_path, LEAST).robust.root == ""
+
+
+def test_the_rules_are_those_of_the_catalogue() -> None:
+    from intarsia_aggregators.robust.catalog import CATALOG
+
+    assert tuple(entry.name for entry in CATALOG) == ROBUST_RULES[1:]
+    assert ROBUST_RULES[0] == "none"
+
+
 def test_what_is_nowhere_stays_as_typed_for_whoever_opens_it(tmp_path: Path) -> None:
     configuration = read(tmp_path, LEAST)
     assert configuration.data.train == "train.jsonl"
@@ -233,6 +286,14 @@ REFUSED = [
      "lora.target_modules: 3; write a string in quotes or a list of strings"),
     ("[tracking]\nmlflow = 1979-05-27", 'tracking.mlflow: "1979-05-27"; write true or false'),
     ("[lora]\nranks = []", "lora.ranks: []; list at least one rank, each 1 or more"),
+    ('[lora]\nranks = "all"', 'lora.ranks: "all"; write "auto" or a list of ranks'),
+    ('[lora]\nranks = "auto"', 'lora.ranks: "auto"; declare what clients have in the table [reso'),
+    ("[lora]\nreplan_rounds = -1", "lora.replan_rounds: -1; set it to 0 or more"),
+    ("[resources]\nmemory_mb = 100", "resources.memory_mb: 100; write a list of finite numbers"),
+    ("[resources]\ngflops = [1, 0]", "resources.gflops: [1, 0]; set each above 0"),
+    ('[resources]\nupload_mbps = ["fast"]',
+     'resources.upload_mbps: ["fast"]; write a list of finite numbers'),
+    ("[resources]\nround_seconds = -1", "resources.round_seconds: -1; set it to 0 or more"),
     ("[lora]\nranks = [4, 0]", "lora.ranks: [4, 0]; list at least one rank, each 1 or more"),
     ("[lora]\ntarget_modules = []", "lora.target_modules: []; fill it"),
     ('[lora]\ntarget_modules = ["q", ""]', 'lora.target_modules: ["q", ""]; fill it'),
@@ -245,6 +306,24 @@ REFUSED = [
     ("[federation]\ndeadline_seconds = 0", "federation.deadline_seconds: 0; set it above 0"),
     ("[federation]\nminimum_accepted = 9",
      "federation.minimum_accepted: 9; set it to at most federation.clients, 8"),
+    ('[federation]\nstart = "warm"',
+     'federation.start: "warm"; choose "" or "residual" or "prefix" or "fresh"'),
+    ("[federation]\nbroadcast_rank = -1", "federation.broadcast_rank: -1; set it to 0 or more"),
+    ("[federation]\nresidual_rank = -1", "federation.residual_rank: -1; set it to 0 or more"),
+    ("[federation]\nresidual_rank = 2.5", "federation.residual_rank: 2.5; write a whole number"),
+    ('[federation]\nupload = "int4"',
+     'federation.upload: "int4"; choose "float32" or "bfloat16" or "int8"'),
+    ('[federation]\ndownload = ""',
+     'federation.download: ""; choose "float32" or "bfloat16" or "int8"'),
+    ("[federation]\nmax_examples = -1", "federation.max_examples: -1; set it to 0 or more"),
+    ("[train]\nkeep_optimizer = 1", "train.keep_optimizer: 1; write true or false"),
+    ('[robust]\nrule = "krum"', 'robust.rule: "krum"; choose "none" or "norm-bound" or '),
+    ("[robust]\nmax_norm = -1", "robust.max_norm: -1; set it to 0 or more"),
+    ("[robust]\nmax_norm = nan", "robust.max_norm: NaN; write a finite number"),
+    ("[robust]\nbyzantine = -1", "robust.byzantine: -1; set it to 0 or more"),
+    ("[robust]\nroot = 3", "robust.root: 3; write a string in quotes"),
+    ('[robust]\nrule = "fltrust"',
+     'robust.root: ""; name records of the server\'s own for fltrust'),
     ("[train]\nepochs = 0", "train.epochs: 0; set it to 1 or more"),
     ("[train]\nbatch_size = 0", "train.batch_size: 0; set it to 1 or more"),
     ("[train]\nlearning_rate = 0", "train.learning_rate: 0; set it above 0"),

@@ -11,6 +11,7 @@ from intarsia_platform.results import (
     Measured,
     RefusedClient,
     RoundResult,
+    RuleDecision,
     SimulationResult,
 )
 
@@ -26,6 +27,18 @@ client_rounds = st.builds(
     train_loss=numbers,
     epsilon=numbers,
 )
+shares = st.floats(0, 1)
+decisions = st.lists(
+    st.builds(
+        RuleDecision,
+        client=st.text(),
+        outcome=st.sampled_from(["left-out", "bounded", "reweighed"]),
+        share_before=shares,
+        share=shares,
+        factor=shares,
+    ),
+    max_size=2,
+)
 rounds = st.builds(
     RoundResult,
     round=st.integers(1),
@@ -39,6 +52,9 @@ rounds = st.builds(
     epsilon_max=numbers,
     clients=st.lists(client_rounds, max_size=2).map(tuple),
     rank=st.integers(0, 64),
+    cut_energy=shares,
+    residual_energy=shares,
+    decisions=decisions.map(tuple),
 )
 evaluations = st.builds(
     ClientEvaluation,
@@ -93,7 +109,24 @@ def test_a_round_has_exactly_the_documented_keys_and_a_few_beside_them() -> None
         "epsilon": {"max": None},
     }
     assert {key: mapping[key] for key in documented} == documented
-    assert set(mapping) - set(documented) == {"sat_out", "clients", "rank"}
+    assert set(mapping) - set(documented) == {
+        "sat_out", "clients", "rank", "cut_energy", "residual_energy", "decisions",
+    }  # fmt: skip
+
+
+def test_rounds_of_a_version_without_energies_and_rules_are_read() -> None:
+    result = RoundResult(round=1, bytes_up=0, bytes_down=0, seconds=0.0, accepted=1, rank=4)
+    mapping = result.as_mapping()
+    for key in ("cut_energy", "residual_energy", "decisions"):
+        del mapping[key]
+    assert RoundResult.from_mapping(mapping) == result
+
+
+def test_influence_is_what_weight_and_factor_leave() -> None:
+    halved = {"client": "a", "outcome": "bounded", "share_before": 0.25}
+    assert RuleDecision(**halved, share=0.25, factor=0.5).influence == 0.5
+    assert RuleDecision(**halved, share=0.125, factor=0.5).influence == 0.25
+    assert RuleDecision(**halved, share=0.0, factor=1.0).influence == 0.0
 
 
 def test_numbers_that_json_cannot_hold_become_null() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from intarsia_platform.results import Measured, RefusedClient, RoundResult
+from intarsia_platform.results import Measured, RefusedClient, RoundResult, RuleDecision
 from intarsia_platform.tracking import FederationTracker, NullTracker, Tracker, tracking_uri
 from intarsia_platform.tracking.values import LONGEST_PARAMETER, finite, flatten, round_metrics
 
@@ -197,13 +197,18 @@ def test_names_that_mlflow_refuses_or_reads_as_quotes(place: Place) -> None:
     with place.tracker() as tracker:
         start(tracker, "it's `odd` \\", **{"a/../b": {"c=d": 1}})
         refused = (RefusedClient(client="x", reason="rank > cap!"),)
-        tracker.log_round(of_round(1, refused=refused))
+        decided = RuleDecision(
+            client="x", outcome="left-out", share_before=0.5, share=0.0, factor=1.0
+        )
+        tracker.log_round(of_round(1, refused=refused, decisions=(decided,), cut_energy=0.25))
     with place.tracker() as again:
         start(again, "it's `odd` \\")
     assert again.run_id == tracker.run_id
     data = place.client().get_run(tracker.run_id).data
     assert data.params == {"a_.._b.c_d": "1"}
     assert data.metrics["refused.rank _ cap_"] == 1.0
+    assert data.metrics["rule.left-out"] == 1.0
+    assert (data.metrics["energy.cut"], data.metrics["energy.residual"]) == (0.25, 0.0)
 
 
 def test_two_federations_of_one_home_share_the_experiment_and_not_the_run(place: Place) -> None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from intarsia_platform.cli.interruption import SignalKeeper
 from intarsia_platform.cli.lines import one_line, say
 from intarsia_platform.cli.output import console_for, is_terminal
-from intarsia_platform.reporting.measures import ACCURACY, PERPLEXITY, duration_text
+from intarsia_platform.reporting.measures import ACCURACY, PERPLEXITY, duration_text, share_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from intarsia_platform.planning.client_plan import RankPlan
     from intarsia_platform.results import RoundResult
 
 # Beyond so many clients a round, plain lines about replies come only every so often.
@@ -50,6 +51,13 @@ class RunWatch:
     def run_begun(self, run_id: str, rounds: int, published: int) -> None:
         """The run is in the database."""
         self.run, self.rounds, self.published = run_id, rounds, published
+
+    def planned(self, plan: RankPlan) -> None:
+        """Clients train what this plan says; what does not fit is a warning."""
+        for line in plan.notes[:_SHOWN_REPLIES]:
+            self.warned(line)
+        if len(plan.notes) > _SHOWN_REPLIES:
+            self.warned(f"{len(plan.notes) - _SHOWN_REPLIES} more clients do not fit their plan")
 
     def round_begun(self, number: int, cohort: int) -> None:
         """A round begins or goes on."""
@@ -142,6 +150,14 @@ class PlainWatch(RunWatch):
             say(text)
         say(f"{run_id}: {rounds} rounds{_already(published)}")
 
+    def planned(self, plan: RankPlan) -> None:
+        """Say what clients train; of many only some."""
+        from intarsia_platform.reporting.plans import plan_lines
+
+        for line in plan_lines(plan, _SHOWN_REPLIES):
+            say(line)
+        super().planned(plan)
+
     def round_begun(self, number: int, cohort: int) -> None:
         """Say which round begins."""
         super().round_begun(number, cohort)
@@ -199,6 +215,13 @@ class TerminalWatch(RunWatch):
         """Name the run."""
         super().run_begun(run_id, rounds, published)
         self._progress.console.print(f"{run_id}: {rounds} rounds{_already(published)}")
+
+    def planned(self, plan: RankPlan) -> None:
+        """Leave the plan above the bar."""
+        from intarsia_platform.reporting.plans import plan_table
+
+        self._progress.console.print(plan_table(plan))
+        super().planned(plan)
 
     def round_begun(self, number: int, cohort: int) -> None:
         """Begin the bar of all rounds, or say on it which round it is."""
@@ -304,7 +327,13 @@ def round_line(result: RoundResult) -> str:
         parts.append(f"{len(result.refused)} refused")
     if result.sat_out:
         parts.append(f"{len(result.sat_out)} sat out")
-    parts += [f"rank {result.rank}", duration_text(result.seconds)]
+    if result.decisions:
+        parts.append(f"{len(result.decisions)} reweighed or left out")
+    parts.append(f"rank {result.rank}")
+    for share, words in ((result.residual_energy, "held back"), (result.cut_energy, "cut")):
+        if share:
+            parts.append(f"{share_text(share)} {words}")
+    parts.append(duration_text(result.seconds))
     for measure in (ACCURACY, PERPLEXITY):
         value = measure.of(result.test)
         if value is not None:

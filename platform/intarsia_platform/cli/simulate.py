@@ -113,7 +113,7 @@ def _typed(
 
 def _show(settings: Settings, home: Home, result: SimulationResult) -> None:
     from intarsia_platform.cli.output import facts
-    from intarsia_platform.reporting import clients_table, next_steps, rounds_table
+    from intarsia_platform.reporting import clients_table, next_steps, plan_table, rounds_table
     from intarsia_platform.reporting.measures import duration_text
 
     tracked = home.mlflow_database if home.mlflow_database.exists() else None
@@ -121,6 +121,7 @@ def _show(settings: Settings, home: Home, result: SimulationResult) -> None:
     present(
         settings,
         result.as_mapping(),
+        *([plan_table(result.plan[-1])] if result.plan else []),
         rounds_table(result),
         *([clients_table(result)] if result.clients else []),
         "",

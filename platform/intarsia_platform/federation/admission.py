@@ -16,14 +16,16 @@ from intarsia_client.assignment import TrainAssignment
 from intarsia_client.errors import InputError, IntarsiaError, IntegrityError, RefusedUpdate
 from intarsia_client.files import bytes_digest
 from intarsia_client.messages import ReceivedUpdate
-from intarsia_client.peft_files import EncodedAdapter, decode_adapter
-from intarsia_client.start import client_start
-from intarsia_client.wire import Adapter, PrivacySpend, UpdateManifest
+from intarsia_client.peft_files import EncodedAdapter
+from intarsia_client.start import assigned_start
+from intarsia_client.transport import decode_update
+from intarsia_client.wire import Adapter, LowRankFactors, PrivacySpend, UpdateManifest
 
 # Room for names, JSON and the safetensors header beside the numbers themselves.
 _OVERHEAD_BYTES = 1 << 16
 _OVERHEAD_PER_TENSOR = 512
 _MAX_MANIFEST_BYTES = 1 << 22
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,34 +36,42 @@ class ValidatedUpdate:
         assignment: What the client was asked to do.
         manifest: What the update says of itself, now checked.
         adapter: The decoded adapter.
-        encoded: The bytes it was decoded from.
     """
 
     assignment: TrainAssignment
     manifest: UpdateManifest
     adapter: Adapter
-    encoded: EncodedAdapter
 
-    def weighted(self, published: Adapter) -> WeightedUpdate:
+    def weighted(self, start: Adapter, *, max_examples: int = 0) -> WeightedUpdate:
         """The update as aggregation takes it, weighted by its number of examples.
 
         Args:
-            published: The adapter that the round started from.
+            start: What the client trained from.
+            max_examples: See :func:`weight_of`.
 
         Returns:
             The update with its start.
         """
         return WeightedUpdate(
             client=self.assignment.client,
-            weight=float(self.manifest.number_of_examples),
-            start=client_start(
-                published,
-                rank=self.assignment.rank,
-                scaling=self.assignment.scaling,
-                seed=self.assignment.seed,
-            ).trainable,
+            weight=weight_of(self.manifest, max_examples),
+            start=start,
             trained=self.adapter,
         )
+
+
+def weight_of(manifest: UpdateManifest, max_examples: int) -> float:
+    """What an update weighs: the records that its client declares, up to a cap.
+
+    Args:
+        manifest: What the update says of itself, admitted.
+        max_examples: The cap, 0 for none.
+
+    Returns:
+        A positive number.
+    """
+    examples = manifest.number_of_examples
+    return float(min(examples, max_examples) if max_examples else examples)
 
 
 def admit(
@@ -95,12 +105,9 @@ def admit(
         raise RefusedUpdate(
             "damaged", f"tensors of {client}", manifest.tensors_digest, "send the bytes it names"
         )
-    adapter = _decode(received.adapter, client)
-    _check_shapes(adapter, assignment, published)
-    _check_products(adapter, client)
-    return ValidatedUpdate(
-        assignment=assignment, manifest=manifest, adapter=adapter, encoded=received.adapter
-    )
+    adapter = _decode(received.adapter, assignment, published)
+    _check_adapter(adapter, assignment, published)
+    return ValidatedUpdate(assignment=assignment, manifest=manifest, adapter=adapter)
 
 
 def is_plausible(spend: PrivacySpend | None, assignment: TrainAssignment) -> bool:
@@ -126,9 +133,10 @@ def is_plausible(spend: PrivacySpend | None, assignment: TrainAssignment) -> boo
 
 
 def _size_limit(assignment: TrainAssignment, published: Adapter) -> int:
-    numbers = sum(assignment.rank * sum(f.shape) for f in published.modules.values())
+    shapes = [published.modules[name].shape for name in assignment.target_modules]
+    numbers = sum(assignment.rank * sum(shape) for shape in shapes)
     numbers += sum(tensor.size for tensor in published.dense.values())
-    tensors = 2 * len(published.modules) + len(published.dense)
+    tensors = 2 * len(shapes) + len(published.dense)
     # Eight bytes a number, since a client may send float64.
     return 8 * numbers + _OVERHEAD_BYTES + 2 * _OVERHEAD_PER_TENSOR * tensors
 
@@ -176,9 +184,11 @@ def _check_manifest(manifest: UpdateManifest, assignment: TrainAssignment) -> No
         )
 
 
-def _decode(encoded: EncodedAdapter, client: str) -> Adapter:
+def _decode(encoded: EncodedAdapter, assignment: TrainAssignment, published: Adapter) -> Adapter:
+    client = assignment.client
+    start = assigned_start(published, assignment).trainable
     try:
-        return decode_adapter(encoded.configuration, encoded.tensors)
+        return decode_update(encoded, start, factors=assignment.sent_factors)
     except IntarsiaError as error:
         reason = "damaged" if isinstance(error, IntegrityError) else "malformed"
         if error.value == "not finite":
@@ -186,41 +196,42 @@ def _decode(encoded: EncodedAdapter, client: str) -> Adapter:
         raise RefusedUpdate(reason, f"{client}: {error.thing}", error.value, error.remedy) from None
 
 
-def _check_shapes(adapter: Adapter, assignment: TrainAssignment, published: Adapter) -> None:
+def _check_adapter(adapter: Adapter, assignment: TrainAssignment, published: Adapter) -> None:
     client = assignment.client
-    odd = set(adapter.modules) ^ set(published.modules)
+    odd = set(adapter.modules) ^ set(assignment.target_modules)
     if odd:
         raise RefusedUpdate(
             "wrong-shape", f"module of {client}", min(odd), "send exactly the assigned modules"
         )
     for name, factors in adapter.modules.items():
-        expected = published.modules[name].shape
-        if factors.shape != expected or factors.rank != assignment.rank:
-            raise RefusedUpdate(
-                "wrong-shape",
-                f"{name} of {client}",
-                f"{factors.shape} at rank {factors.rank}",
-                f"send {expected} at rank {assignment.rank}",
-            )
-        if not np.isclose(factors.scaling, assignment.scaling, rtol=1e-6, atol=0.0):
-            raise RefusedUpdate(
-                "wrong-scaling",
-                f"scaling of {name} of {client}",
-                factors.scaling,
-                f"train with {assignment.scaling}",
-            )
+        _check_module(name, factors, published.modules[name].shape, assignment)
     found = {name: tensor.shape for name, tensor in adapter.dense.items()}
     head = {name: tensor.shape for name, tensor in published.dense.items()}
     if found != head:
         raise RefusedUpdate("wrong-shape", f"head of {client}", found, f"send {head}")
 
 
-def _check_products(adapter: Adapter, client: str) -> None:
+def _check_module(
+    name: str, factors: LowRankFactors, expected: tuple[int, int], assignment: TrainAssignment
+) -> None:
+    client = assignment.client
+    if factors.shape != expected or factors.rank != assignment.rank:
+        raise RefusedUpdate(
+            "wrong-shape",
+            f"{name} of {client}",
+            f"{factors.shape} at rank {factors.rank}",
+            f"send {expected} at rank {assignment.rank}",
+        )
+    if not np.isclose(factors.scaling, assignment.scaling, rtol=1e-6, atol=0.0):
+        raise RefusedUpdate(
+            "wrong-scaling",
+            f"scaling of {name} of {client}",
+            factors.scaling,
+            f"train with {assignment.scaling}",
+        )
+    norm = product_norm(factors)
     # Finite factors can have an infinite product; float32 is what everyone multiplies in.
-    largest = float(np.finfo(np.float32).max)
-    for name, factors in adapter.modules.items():
-        norm = product_norm(factors)
-        if not norm < largest:
-            raise RefusedUpdate(
-                "not-finite", f"product of {name} of {client}", norm, "train again; it overflowed"
-            )
+    if not norm < _LARGEST:
+        raise RefusedUpdate(
+            "not-finite", f"product of {name} of {client}", norm, "train again; it overflowed"
+        )

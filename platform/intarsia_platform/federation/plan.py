@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from intarsia_client.assignment import PrivacyParameters, TrainAssignment, TrainingParameters
+from intarsia_aggregators.catalog import CatalogEntry
+from intarsia_client.assignment import (
+    START_KINDS,
+    PrivacyParameters,
+    TrainAssignment,
+    TrainingParameters,
+)
 from intarsia_client.errors import InputError
 from intarsia_client.start import check_rank
+
+from intarsia_platform.planning.client_plan import ClientPlan
+
+
+# Directions of the ledger's broadcast for each of the largest client's.
+_BROADCAST_OVER_RANK = 2
+
+
+def all_factors(round_number: int) -> str:
+    """Both factors get gradients, in every round."""
+    del round_number
+    return "both"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +49,23 @@ class FederationPlan:
         fraction: Share of the clients sampled each round, above 0 and at most 1.
         training: How to train.
         privacy: What privacy to give.
+        start: Where a client's round starts, one of
+            :data:`intarsia_client.assignment.START_KINDS`; empty for the method's own.
+        trained_factors: From a round's number to the factors that get gradients in it, one of
+            :data:`intarsia_client.assignment.TRAINED_FACTORS`; the method's, see :meth:`using`.
+        shared_factors: The factors that clients share, one of
+            :data:`intarsia_client.assignment.SHARED_FACTORS`; the method's.
+        upload: Precision of what clients send, one of
+            :data:`intarsia_client.assignment.PRECISIONS`.
+        download: Precision of what clients are sent, likewise.
+        broadcast_rank: Directions that clients are sent; 0 leaves it to the method, see
+            :meth:`using`.
+        residual_rank: Directions beyond those that the server keeps.
+        max_examples: A client's declared number of records counts at most so much; 0 for no cap.
         names: From node identifier to the client's name; nodes that it lacks are called
             ``node-<identifier>``.
+        clients: From a client's name to its planned rank and modules; empty where ranks are given
+            in turn. A client that it lacks trains every module at the smallest rank.
     """
 
     run: str
@@ -49,7 +82,16 @@ class FederationPlan:
     fraction: float = 1.0
     training: TrainingParameters = field(default_factory=TrainingParameters)
     privacy: PrivacyParameters = field(default_factory=PrivacyParameters)
+    start: str = ""
+    trained_factors: Callable[[int], str] = all_factors
+    shared_factors: str = "both"
+    upload: str = "float32"
+    download: str = "float32"
+    broadcast_rank: int = 0
+    residual_rank: int = 256
+    max_examples: int = 0
     names: Mapping[int, str] = field(default_factory=dict)
+    clients: Mapping[str, ClientPlan] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse a plan whose ranks the modules cannot hold.
@@ -59,9 +101,59 @@ class FederationPlan:
         """
         if not self.ranks:
             raise InputError("lora.ranks", [], "give at least one rank")
+        if self.clients:
+            for client in self.clients.values():
+                for module in client.target_modules:
+                    check_rank(module, client.rank, self.target_modules[module])
+            return
         for module, shape in self.target_modules.items():
             for rank in self.ranks:
                 check_rank(module, rank, shape)
+
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank of any client, sampled or not."""
+        return max(self.ranks)
+
+    def using(self, method: CatalogEntry) -> FederationPlan:
+        """The plan with what the method decides filled in; a filled plan stays as it is.
+
+        Args:
+            method: The aggregation method.
+
+        Returns:
+            The plan: its start by name, the factors that are trained and shared, and for a method
+            that is bounded by it the rank of the broadcast.
+
+        Raises:
+            InputError: Naming the key, if the method does not go with this plan.
+        """
+        if not method.mixed_ranks and len(set(self.ranks)) > 1:
+            raise InputError(
+                "lora.ranks", list(self.ranks), f"give one rank to all clients of {method.name}"
+            )
+        if method.trained_factors(1) == "none" and self.task != "sequence-classification":
+            raise InputError(
+                "federation.method", method.name, "it trains heads alone, and this task has none"
+            )
+        start = self.start or method.starts[0]
+        if start not in method.starts:
+            raise InputError(
+                "federation.start",
+                start,
+                f"{method.name} begins a client's round with {' or '.join(method.starts)}",
+            )
+        bounded = method.name == "ledger"
+        rank = self.broadcast_rank
+        if bounded and not rank:
+            rank = _BROADCAST_OVER_RANK * self.largest_rank
+        return replace(
+            self,
+            start=start,
+            trained_factors=method.trained_factors,
+            shared_factors=method.shared_factors,
+            broadcast_rank=rank,
+        )
 
     def sample(self, round_number: int, nodes: Sequence[int]) -> tuple[int, ...]:
         """The round's cohort: a uniform sample without replacement, the same for equal seeds.
@@ -109,6 +201,23 @@ class FederationPlan:
         """What a node is called."""
         return self.names.get(node, f"node-{node}")
 
+    def part(self, client: str, turn: int) -> tuple[int, tuple[str, ...]]:
+        """What one client trains.
+
+        Args:
+            client: Its name.
+            turn: Its place among all clients.
+
+        Returns:
+            Its rank, 0 where it was planned and nothing fits it; and its modules, sorted.
+        """
+        if not self.clients:
+            return self.ranks[turn % len(self.ranks)], tuple(sorted(self.target_modules))
+        planned = self.clients.get(client)
+        if planned is None:
+            return min(self.ranks), tuple(sorted(self.target_modules))
+        return planned.rank, planned.target_modules
+
     def turns(self, nodes: Sequence[int]) -> dict[int, int]:
         """Each node's place among all nodes, by name; it decides the node's rank."""
         return {
@@ -131,7 +240,10 @@ class FederationPlan:
             The assignment.
         """
         client = self.name(node)
-        rank = self.ranks[turn % len(self.ranks)]
+        rank, modules = self.part(client, turn)
+        if not rank:
+            # Asked for nothing, and measured like everyone.
+            rank, modules = min(self.ranks), tuple(sorted(self.target_modules))
         nonce = hashlib.sha256(
             f"nonce/{self.run}/{self.seed}/{round_number}/{client}".encode()
         ).hexdigest()[:32]
@@ -150,7 +262,11 @@ class FederationPlan:
             rank=rank,
             lora_alpha=self.alpha_over_rank * rank,
             use_rslora=self.use_rslora,
-            target_modules=tuple(sorted(self.target_modules)),
+            target_modules=modules,
+            start=self.start or START_KINDS[0],
+            trained_factors=self.trained_factors(round_number),
+            shared_factors=self.shared_factors,
+            upload=self.upload,
             training=self.training,
             privacy=self.privacy,
         )

@@ -14,31 +14,37 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 from intarsia_client.assignment import TrainAssignment
-from intarsia_client.errors import FederationError, InputError, IntegrityError, RefusedUpdate
-from intarsia_client.messages import abstention_reason, adapter_record, read_update_content
-from intarsia_client.peft_files import EncodedAdapter
+from intarsia_client.errors import FederationError, IntegrityError, RefusedUpdate
+from intarsia_client.messages import abstention_reason, read_update_content
+from intarsia_client.peft_files import EncodedAdapter, decode_adapter
 from intarsia_client.privacy import epsilon_of, would_exceed
-from intarsia_client.wire import Adapter, UpdateManifest
+from intarsia_client.wire import Adapter
 
-from intarsia_platform.federation.admission import is_plausible
-from intarsia_platform.federation.artefacts import get_update, put_update
+from intarsia_platform.federation.artefacts import (
+    open_exact,
+    open_update,
+    put_exact,
+    put_update,
+)
+from intarsia_platform.federation.broadcast import Broadcast
 from intarsia_platform.federation.local_grid import LocalGrid
-from intarsia_platform.federation.strategy import LoraStrategy, OpenRound
+from intarsia_platform.federation.open_round import OpenRound
+from intarsia_platform.federation.replies import claimed_spend, reply_size
+from intarsia_platform.federation.strategy import LoraStrategy
+from intarsia_platform.planning.client_plan import RankPlan
+from intarsia_platform.planning.schedule import RankPlanning
 from intarsia_platform.registry.adapters import AdapterRegistry
 from intarsia_platform.registry.journal import RunJournal
 from intarsia_platform.registry.privacy_ledger import PrivacyLedger
-from intarsia_platform.registry.rows import (
-    ParticipationRow,
-    PlannedParticipation,
-    PrivacySpendRow,
-    RoundRow,
-)
+from intarsia_platform.registry.rows import ParticipationRow, PlannedParticipation, RoundRow
 from intarsia_platform.registry.store import ContentStore
 from intarsia_platform.results import Measured
 
@@ -86,6 +92,9 @@ class DurableFederation:
         evaluate: Measures an adapter on the server's held-out records after the given round; None
             where this round is not measured.
         observer: Who watches.
+        planning: Plans ranks and modules; None leaves them as the strategy's plan has them.
+        planned: Is told each plan before its first round, and one that goes on when the federation
+            is taken up again.
     """
 
     def __init__(
@@ -101,6 +110,8 @@ class DurableFederation:
         limits: RoundLimits,
         evaluate: Callable[[int, Adapter], Measured | None],
         observer: RoundObserver,
+        planning: RankPlanning | None = None,
+        planned: Callable[[RankPlan], None] = lambda plan: None,
     ) -> None:
         self._strategy = strategy
         self._grid = grid
@@ -109,9 +120,14 @@ class DurableFederation:
         self._store = store
         self._registry = registry
         self._initial = initial
+        self._initial_digest = initial.digest
         self._limits = limits
         self._evaluate = evaluate
         self._observer = observer
+        self._planning = planning
+        self._planned = planned
+        self._plan_taken = 0
+        self._broadcast: Broadcast | None = None
 
     def run(self) -> EncodedAdapter:
         """Run every round that is not published yet.
@@ -128,8 +144,9 @@ class DurableFederation:
             self._journal.ask_again(begun.number)
         while True:
             row = self._journal.current_round()
+            number = len(self._journal.published_rounds()) + 1
+            self._take_plan(min(number, self._strategy.plan.rounds))
             if row is None:
-                number = len(self._journal.published_rounds()) + 1
                 if number > self._strategy.plan.rounds:
                     return self.published()
                 self._plan_round(number)
@@ -141,26 +158,54 @@ class DurableFederation:
         rows = self._journal.published_rounds()
         return self._adapter(rows[-1].result_digest) if rows else self._initial
 
+    def plans(self) -> tuple[RankPlan, ...]:
+        """The plans of all rounds that are published; none where ranks are not planned."""
+        if self._planning is None:
+            return ()
+        return self._planning.plans(len(self._journal.published_rounds()), self._left_by)
+
+    def _take_plan(self, number: int) -> None:
+        """Have the strategy ask what is planned for a round."""
+        if self._planning is None or self._planning.begins(number) == self._plan_taken:
+            return
+        plan = self._planning.plan(number, self._left_by)
+        self._strategy.plan = replace(self._strategy.plan, clients=plan.by_client)
+        self._plan_taken = plan.round
+        self._planned(plan)
+
+    def _left_by(self, number: int) -> Adapter:
+        """The adapter that a round left."""
+        encoded = self._adapter(self._journal.published_rounds()[number - 1].result_digest)
+        return decode_adapter(encoded.configuration, encoded.tensors)
+
     def _adapter(self, digest: str | None) -> EncodedAdapter:
-        if digest == self._initial.digest:
+        if digest == self._initial_digest:
             return self._initial
-        if digest is None:
+        if not digest:
             raise IntegrityError("published round", "without a result", "restore the database")
         return self._registry.encoded(digest)
 
+    def _broadcast_of(self, digest: str) -> Broadcast:
+        """A published adapter as it is sent; the latest one's is kept, since a round asks twice."""
+        if self._broadcast is None or self._broadcast.start_digest != digest:
+            self._broadcast = None
+            self._broadcast = self._strategy.broadcast(self._adapter(digest))
+        return self._broadcast
+
     def _plan_round(self, number: int) -> None:
-        start = self.published()
-        assignments = self._strategy.plan.assignments(
-            number, self._strategy.nodes(self._grid), start.digest
-        )
+        rows = self._journal.published_rounds()
+        digest = rows[-1].result_digest if rows else self._initial_digest
+        broadcast = self._broadcast_of(digest or "")
+        nodes = self._strategy.nodes(self._grid)
+        assignments = self._strategy.assignments(number, nodes, broadcast)
         self._journal.plan_round(
             number,
-            start.digest,
+            broadcast.start_digest,
             [self._participation(node, assignment) for node, assignment in assignments.items()],
         )
 
     def _participation(self, node: int, assignment: TrainAssignment) -> PlannedParticipation:
-        reason = self._over_budget(assignment)
+        reason = self._nothing_planned(assignment.client) or self._over_budget(assignment)
         return PlannedParticipation(
             client=assignment.client,
             node_id=node,
@@ -169,15 +214,19 @@ class DurableFederation:
             reason=reason,
         )
 
+    def _nothing_planned(self, client: str) -> str | None:
+        """Why a client has nothing to train."""
+        planned = self._strategy.plan.clients.get(client)
+        return planned.note if planned is not None and not planned.fits else None
+
     def _over_budget(self, assignment: TrainAssignment) -> str | None:
         """Why a client must sit the round out, judged by what its last round cost."""
         privacy = assignment.privacy
         if privacy.unit == "none":
             return None
-        spends = self._ledger.spends(assignment.run, assignment.client)
-        if not spends:
+        history = self._ledger.history(assignment.run, assignment.client)
+        if not history:
             return None
-        history = [_parameters(spend) for spend in spends]
         if not would_exceed(history, history[-1], privacy.epsilon, privacy.delta):
             return None
         spent = epsilon_of(history, privacy.delta)
@@ -185,35 +234,36 @@ class DurableFederation:
 
     def _finish_round(self, row: RoundRow) -> None:
         begun = time.monotonic()
-        start = self._adapter(row.start_digest)
         rows = self._journal.participations(row.number)
-        open_round = self._strategy.open_round(
-            row.number, start, {part.node_id: _assignment(part) for part in rows}
+        # Where blobs of a store that is not a folder lie while the round reads them.
+        with TemporaryDirectory() as folder:
+            open_round = self._opened(row, rows, Path(folder))
+            self._observer.round_begun(row.number, len(rows))
+            if row.state != "aggregating":
+                self._collect(row, open_round, rows)
+                self._journal.mark_aggregating(row.number)
+            self._publish(row, open_round, Path(folder), begun)
+
+    def _opened(self, row: RoundRow, rows: Sequence[ParticipationRow], folder: Path) -> OpenRound:
+        finished = self._journal.published_rounds()
+        kept = finished[-1].aggregate_digest if finished else None
+        return self._strategy.open_round(
+            row.number,
+            self._broadcast_of(row.start_digest),
+            {part.node_id: _assignment(part) for part in rows},
+            None if kept is None else open_exact(self._store, kept, folder),
         )
-        self._observer.round_begun(row.number, len(rows))
-        if row.state != "aggregating":
-            self._collect(row, open_round, adapter_record(start), rows)
-            self._journal.mark_aggregating(row.number)
-        self._publish(row, open_round, begun)
 
     def _collect(
-        self,
-        row: RoundRow,
-        open_round: OpenRound,
-        arrays: ArrayRecord,
-        rows: Sequence[ParticipationRow],
+        self, row: RoundRow, open_round: OpenRound, rows: Sequence[ParticipationRow]
     ) -> None:
         number = row.number
         pending = {part.node_id: part.client for part in rows if part.status == "planned"}
-        messages = list(self._strategy.train_messages(open_round, arrays, pending))
+        messages = list(self._strategy.train_messages(open_round, pending))
         identifiers = set(self._grid.push_messages(messages)) if messages else set()
-        size = sum(len(array.data) for array in arrays.values())
         self._journal.mark_sent(
             number,
-            {
-                client: size + len(open_round.assignments[node].to_json())
-                for node, client in pending.items()
-            },
+            {client: open_round.bytes_down(node) for node, client in pending.items()},
         )
         self._journal.mark_collecting(number)
         deadline = time.monotonic() + self._limits.deadline_seconds
@@ -244,11 +294,11 @@ class DurableFederation:
         if abstained is not None:
             self._journal.sit_out(number, client, "privacy-budget", detail=abstained)
             return "sat-out"
-        size = _reply_size(reply)
-        spend = _claimed_spend(reply, open_round.assignments[reply.metadata.src_node_id])
+        size = reply_size(reply)
+        spend = claimed_spend(reply, open_round.assignments[reply.metadata.src_node_id])
         try:
             update = self._strategy.admit_reply(open_round, reply)
-            digest = put_update(self._store, update)
+            digest = put_update(self._store, update, read_update_content(reply).adapter)
             manifest = update.manifest
             self._journal.accept(
                 number,
@@ -270,87 +320,58 @@ class DurableFederation:
     def _check_enough(self, number: int) -> None:
         rows = self._journal.participations(number)
         accepted = sum(part.status == "accepted" for part in rows)
-        if accepted >= self._limits.minimum_accepted:
+        needed = max(self._limits.minimum_accepted, self._strategy.fewest_updates)
+        if accepted >= needed:
             return
         reasons = sorted({words for part in rows if (words := part.detail or part.reason)})
         raise FederationError(
             f"accepted updates in round {number}",
             accepted,
-            f"at least {self._limits.minimum_accepted} are needed"
+            f"at least {needed} are needed"
             + (f"; {len(rows)} asked, for example: {reasons[0]}" if reasons else ""),
         )
 
-    def _publish(self, row: RoundRow, open_round: OpenRound, begun: float) -> None:
-        accepted = [
-            part for part in self._journal.participations(row.number) if part.status == "accepted"
-        ]
-        digests = [part.update_digest for part in accepted if part.update_digest is not None]
-        adapter = self._strategy.aggregate(
-            open_round.published, (get_update(self._store, d, open_round) for d in digests)
+    def _publish(
+        self, row: RoundRow, open_round: OpenRound, folder: Path, begun: float
+    ) -> None:
+        plan = self._strategy.plan
+        made = self._strategy.aggregate(
+            open_round,
+            [
+                self._strategy.weighted(
+                    open_round, open_update(self._store, part.update_digest, open_round, folder)
+                )
+                for part in self._journal.participations(row.number)
+                if part.status == "accepted" and part.update_digest is not None
+            ],
         )
-        test = self._evaluate(row.number, adapter)
+        test = self._evaluate(row.number, made.published)
         version = self._registry.prepare(
-            adapter,
-            name=f"{self._strategy.plan.run}/round-{row.number}",
-            base_digest=self._strategy.plan.base_digest,
-            run_id=self._strategy.plan.run,
+            made.published,
+            name=f"{plan.run}/round-{row.number}",
+            base_digest=plan.base_digest,
+            run_id=plan.run,
             round=row.number,
         )
+        # On the device before the round says that it is.
+        kept = put_exact(self._store, made.exact, beside=version)
         self._journal.publish(
             row.number,
             result_digest=version.digest,
             metrics={
                 "test": None if test is None else test.as_mapping(),
                 "seconds": time.monotonic() - begun,
-                "rank": adapter.rank,
+                "rank": made.published.rank,
+                "cut_energy": made.cut_energy,
+                "residual_energy": made.residual_energy,
+                "decisions": [decision.as_mapping() for decision in made.decisions],
             },
             adapter=version,
+            aggregate_digest=kept.digest,
+            aggregate_size=kept.size,
         )
         self._observer.round_closed(row.number)
 
 
 def _assignment(part: ParticipationRow) -> TrainAssignment:
     return TrainAssignment.from_json(json.dumps(part.assignment))
-
-
-def _claimed_spend(reply: Message, assignment: TrainAssignment) -> PrivacySpendRow | None:
-    """What a client says that it spent on this assignment, whether or not its update is used."""
-    try:
-        manifest = UpdateManifest.from_json(read_update_content(reply).manifest)
-    except InputError:
-        return None
-    ours = (assignment.run, assignment.client, assignment.round)
-    spend = manifest.privacy
-    if spend is None or not is_plausible(spend, assignment):
-        return None
-    if (manifest.run, manifest.client, manifest.round) != ours:
-        return None
-    return PrivacySpendRow(
-        scope=manifest.run,
-        client=manifest.client,
-        round=manifest.round,
-        unit=spend.unit,
-        noise_multiplier=spend.noise_multiplier,
-        sample_rate=spend.sample_rate,
-        steps=spend.steps,
-        delta=spend.delta,
-        max_grad_norm=spend.max_grad_norm,
-    )
-
-
-def _parameters(spend: PrivacySpendRow) -> tuple[float, float, int]:
-    return spend.noise_multiplier, spend.sample_rate, spend.steps
-
-
-def _reply_size(reply: Message) -> int:
-    arrays = sum(
-        len(array.data)
-        for record in reply.content.array_records.values()
-        for array in record.values()
-    )
-    texts = sum(
-        len(str(value))
-        for record in reply.content.config_records.values()
-        for value in record.values()
-    )
-    return arrays + texts

@@ -130,6 +130,30 @@ class ContentStore:
             for piece in self._pieces(digest):
                 stream.write(piece)
 
+    def as_file(self, digest: str, folder: Path) -> Path:
+        """A blob as a file that can be read piece by piece, with flat memory.
+
+        Args:
+            digest: ``"sha256:…"``.
+            folder: Where the blob is put if the store is no folder of this machine.
+
+        Returns:
+            The blob's own file, or its copy below ``folder``; verified, and not to be changed.
+
+        Raises:
+            IntegrityError: As :meth:`get`.
+            StorageError: If it cannot be read, or ``folder`` cannot be written.
+        """
+        path = self._files.path(_name(digest))
+        if path is None:
+            path = folder / _name(digest)
+            if not path.exists():
+                self.get_to_file(digest, path)
+            return path
+        for _ in self._pieces(digest):
+            pass
+        return path
+
     def has(self, digest: str) -> bool:
         """Whether there is a blob of that name; its bytes are not read."""
         with self._storage("reading", digest):
@@ -219,6 +243,7 @@ class _Files(Protocol):
     def size(self, name: str) -> int | None: ...
     def delete(self, name: str) -> bool: ...
     def names(self) -> Iterable[str]: ...
+    def path(self, name: str) -> Path | None: ...
 
 
 class _LocalFiles:
@@ -253,6 +278,9 @@ class _LocalFiles:
 
     def names(self) -> Iterable[str]:
         return [path.relative_to(self._root).as_posix() for path in self._root.glob("sha256/*/*")]
+
+    def path(self, name: str) -> Path | None:
+        return self._root / name
 
 
 class _RemoteFiles:
@@ -301,6 +329,9 @@ class _RemoteFiles:
         prefix = f"{self._root}/"
         found = self._filesystem.find(f"{self._root}/sha256")
         return [str(path).removeprefix(prefix) for path in found]
+
+    def path(self, name: str) -> Path | None:
+        return None
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

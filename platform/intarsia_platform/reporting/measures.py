@@ -154,6 +154,17 @@ def bytes_text(number: float) -> str:
     return f"{text}{THIN_SPACE}{unit}"
 
 
+def share_text(share: float) -> str:
+    """Write a share between 0 and 1 as per cent: small ones with their digits, nothing as 0."""
+    value = 100 * share
+    if value == 0:
+        return f"0{THIN_SPACE}%"
+    if value < 0.01:
+        return f"<0.01{THIN_SPACE}%"
+    text = f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:.0f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{THIN_SPACE}%"
+
+
 def duration_text(seconds: float) -> str:
     """Write a duration with its two largest units, such as ``"2 min 5 s"``."""
     whole = round(seconds)

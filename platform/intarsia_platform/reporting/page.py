@@ -13,16 +13,27 @@ from intarsia_platform.reporting.measures import (
     duration_text,
     measure_of,
     printable,
+    share_text,
 )
 from intarsia_platform.reporting.palette import css_variables
+from intarsia_platform.reporting.plans import HEADINGS, plan_rows, plan_title
 from intarsia_platform.reporting.plots import (
+    broadcast_plot,
     clients_plot,
     learning_plot,
     privacy_plot,
     traffic_plot,
 )
 from intarsia_platform.reporting.steps import NextStep, loading_code, next_steps, on_lines
-from intarsia_platform.reporting.summary import absent, client_rows, comparison, facts, headline
+from intarsia_platform.reporting.summary import (
+    MOST_ROWS,
+    absent,
+    client_rows,
+    comparison,
+    decided,
+    facts,
+    headline,
+)
 from intarsia_platform.results import SimulationResult
 
 
@@ -68,6 +79,7 @@ def write_report(
         "duration": duration_text,
         "name": printable,
         "on_lines": on_lines,
+        "share": share_text,
     }
     measure = measure_of(result)
     page = environment.get_template("report.html").render(
@@ -80,6 +92,7 @@ def write_report(
             "clients": clients_plot(result),
             "learning": learning_plot(result),
             "traffic": traffic_plot(result),
+            "broadcast": broadcast_plot(result),
             "privacy": privacy_plot(result),
         },
         headline=headline(result),
@@ -88,6 +101,9 @@ def write_report(
         has_own=any(measure.of(client.own) is not None for client in result.clients),
         comparison=comparison(result),
         absent=absent(result),
+        decided=decided(result),
+        plan_headings=HEADINGS,
+        plans=[(plan_title(plan), plan_rows(plan, MOST_ROWS), plan.notes) for plan in result.plan],
         configuration=json.dumps(result.configuration, indent=2, ensure_ascii=False, default=str),
         command=command,
         steps=next_steps(result) if steps is None else steps,

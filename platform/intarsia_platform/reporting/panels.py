@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from intarsia_platform.reporting.drawing import direct_labels
-from intarsia_platform.reporting.measures import THIN_SPACE, Measure, bytes_text, evenly, printable
-from intarsia_platform.reporting.palette import BASE, FEDERATED, INK, LINE, OWN, QUIET
+from intarsia_platform.reporting.measures import (
+    THIN_SPACE,
+    Measure,
+    bytes_text,
+    evenly,
+    printable,
+    share_text,
+)
+from intarsia_platform.reporting.palette import BASE, FEDERATED, INK, LINE, OWN, QUIET, WORSE
 from intarsia_platform.results import ClientEvaluation, SimulationResult
 
 if TYPE_CHECKING:
@@ -237,6 +244,42 @@ def draw_bytes(figure: Figure, axes: Axes, result: SimulationResult) -> None:
         Model(name="down", colour=BASE.light, values=()),
     ]
     _heading(figure, axes, "Bytes by round", directions)
+
+
+def draw_broadcast(figure: Figure, axes: Sequence[Axes], result: SimulationResult) -> None:
+    """Draw by round: the rank that clients are sent, what that costs each, and what it leaves out.
+
+    Args:
+        figure: The picture.
+        axes: Three empty panels.
+        result: A simulation with at least one round.
+    """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    entries = result.rounds
+    per_client = [entry.bytes_down / max(1, len(entry.clients)) for entry in entries]
+    series = (
+        ("Rank", [("", FEDERATED.light, [float(entry.rank) for entry in entries])]),
+        ("Down per client", [("", BASE.light, per_client)]),
+        (
+            "Energy",
+            [
+                ("held back", OWN.light, [entry.residual_energy for entry in entries]),
+                ("cut", WORSE.light, [entry.cut_energy for entry in entries]),
+            ],
+        ),
+    )
+    texts = (lambda value: f"{value:g}", bytes_text, share_text)
+    numbers = [entry.round for entry in entries]
+    for panel, (title, lines), text in zip(axes, series, texts, strict=True):
+        for _, colour, values in lines:
+            panel.plot(numbers, values, color=colour, linewidth=2, marker="o", markersize=3.5)
+        panel.set_ylim(bottom=0)
+        panel.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS, integer=title == "Rank"))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _, text=text: text(value)))
+        label_rounds(panel, numbers[-1], first=numbers[0])
+        named = [Model(name=name, colour=colour, values=()) for name, colour, _ in lines if name]
+        _heading(figure, panel, title, named)
 
 
 def label_rounds(axes: Axes, last: int, *, first: int, margin: float = 0.15) -> None:

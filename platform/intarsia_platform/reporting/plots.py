@@ -15,11 +15,13 @@ from intarsia_platform.reporting.measures import (
     bytes_text,
     evenly,
     measure_of,
+    share_text,
 )
 from intarsia_platform.reporting.palette import FEDERATED, WORSE
 from intarsia_platform.reporting.panels import (
     MOST_LINES,
     draw_bars,
+    draw_broadcast,
     draw_bytes,
     draw_dumbbells,
     draw_learning,
@@ -149,6 +151,32 @@ def traffic_plot(result: SimulationResult) -> Plot | None:
         draw_bytes(figure, figure.add_axes(place), result)
 
     svg = svg_of(draw, name="traffic", size=(_WIDTH, height), label=caption)
+    return Plot(svg=svg, caption=caption)
+
+
+def broadcast_plot(result: SimulationResult) -> Plot | None:
+    """Rank and bytes down per client by round, and the energy that they leave out.
+
+    Args:
+        result: The simulation.
+
+    Returns:
+        The plot, or None before the first round.
+    """
+    if not result.rounds:
+        return None
+    last = result.rounds[-1]
+    caption = (
+        f"After the last round clients are sent rank {last.rank}. "
+        f"{share_text(last.residual_energy)} of the energy (the squared Frobenius norm) is held "
+        f"back for later rounds, {share_text(last.cut_energy)} was cut for good."
+    )
+
+    def draw(figure: Figure) -> None:
+        places = ((0.06, 0.2, 0.22, 0.58), (0.4, 0.2, 0.22, 0.58), (0.74, 0.2, 0.23, 0.58))
+        draw_broadcast(figure, [figure.add_axes(place) for place in places], result)
+
+    svg = svg_of(draw, name="broadcast", size=(_WIDTH, 2.0), label=caption)
     return Plot(svg=svg, caption=caption)
 
 

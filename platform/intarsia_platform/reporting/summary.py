@@ -13,8 +13,9 @@ from intarsia_platform.reporting.measures import (
     evenly,
     measure_of,
     printable,
+    share_text,
 )
-from intarsia_platform.results import ClientEvaluation, SimulationResult
+from intarsia_platform.results import ClientEvaluation, RuleDecision, SimulationResult
 
 MOST_ROWS = 100
 
@@ -214,6 +215,30 @@ def absent(result: SimulationResult) -> list[tuple[int, str, str, str]]:
         for missing in group
     ]
     return rows[:MOST_ROWS]
+
+
+def decided(result: SimulationResult) -> list[tuple[int, str, str]]:
+    """What the robust rule did to clients whose update was admitted.
+
+    Args:
+        result: The simulation.
+
+    Returns:
+        Round, client, and what in a few words; at most :data:`MOST_ROWS`.
+    """
+    rows = [
+        (entry.round, decision.client, decision_text(decision))
+        for entry in result.rounds
+        for decision in entry.decisions
+    ]
+    return rows[:MOST_ROWS]
+
+
+def decision_text(decision: RuleDecision) -> str:
+    """One decision of a robust rule in a few words, such as ``"bounded: 12 % is left"``."""
+    if decision.influence == 0:
+        return "left out"
+    return f"{printable(decision.outcome)}: {share_text(decision.influence)} is left"
 
 
 def _share_gained(measure: Measure, before: float, after: float) -> str:

@@ -17,6 +17,7 @@ from intarsia_platform.reporting.measures import (
     evenly,
     measure_of,
     printable,
+    share_text,
 )
 from intarsia_platform.results import ClientEvaluation, RoundResult, SimulationResult
 
@@ -36,7 +37,7 @@ def clients_table(result: SimulationResult) -> Table:
     measure = measure_of(result)
     clients = by_gain(result.clients, measure)
     shown = evenly(clients, MOST_ROWS)
-    table = _table(f"Held-out {measure.key} of each client")
+    table = titled_table(f"Held-out {measure.key} of each client")
     if len(shown) < len(clients):
         table.caption = f"{len(shown)} of {len(clients)} clients, evenly from best to worst gain"
     longest = max((len(client.client) for client in shown), default=0)
@@ -58,7 +59,7 @@ def rounds_table(result: SimulationResult) -> Table:
         A table; the base alone stands in its first row. Columns that would be empty are left out.
     """
     measure = measure_of(result)
-    table = _table(f"Test {measure.key} after each round")
+    table = titled_table(f"Test {measure.key} after each round")
     columns = _round_columns(result.rounds, measure)
     for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -68,7 +69,15 @@ def rounds_table(result: SimulationResult) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def titled_table(title: str) -> Table:
+    """An empty table as all of the terminal's look.
+
+    Args:
+        title: What stands above it.
+
+    Returns:
+        The table, without columns.
+    """
     return Table(
         title=title,
         title_justify="left",
@@ -111,6 +120,8 @@ def _round_columns(
         columns["refused"] = lambda entry: str(len(entry.refused))
     if any(entry.sat_out for entry in rounds):
         columns["sat\nout"] = lambda entry: str(len(entry.sat_out))
+    if any(entry.residual_energy for entry in rounds):
+        columns["held\nback"] = lambda entry: share_text(entry.residual_energy)
     columns |= {
         "up": lambda entry: bytes_text(entry.bytes_up),
         "down": lambda entry: bytes_text(entry.bytes_down),

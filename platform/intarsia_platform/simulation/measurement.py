@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from flwr.serverapp import Grid
 from intarsia_client.base_model import BaseModel
 from intarsia_client.evaluation import evaluate
-from intarsia_client.messages import adapter_record
 from intarsia_client.peft_files import EncodedAdapter
 from intarsia_client.records import Record
 from intarsia_client.wire import Adapter
@@ -106,13 +105,15 @@ def measure_clients(
     """
     plan = strategy.plan
     nodes = [node for node, name in sorted(plan.names.items()) if name in data.test]
-    kinds = [("base", initial, "evaluate"), ("federated", federated, "evaluate")]
+    empty, result = strategy.broadcast(initial), strategy.broadcast(federated)
+    # Only the federated adapter is measured with what the method leaves at the clients.
+    kinds = [("base", empty, "evaluate", True), ("federated", result, "evaluate", False)]
     if own_adapters:
-        kinds.append(("own", initial, "train.alone"))
+        kinds.append(("own", empty, "train.alone", True))
     found: dict[str, Mapping[str, Measured]] = {}
-    for done, (kind, adapter, message_type) in enumerate(kinds):
+    for done, (kind, broadcast, message_type, plain) in enumerate(kinds):
         messages = strategy.evaluate_messages(
-            plan.rounds + 1, adapter_record(adapter), nodes, message_type=message_type
+            plan.rounds + 1, broadcast, nodes, message_type=message_type, plain=plain
         )
         identifiers = set(grid.push_messages(messages))
         found[kind] = _collect(
@@ -131,7 +132,7 @@ def measure_clients(
             base=found["base"].get(plan.names[node]),
             own=found.get("own", {}).get(plan.names[node]),
             federated=found["federated"].get(plan.names[node]),
-            rank=plan.ranks[turns[node] % len(plan.ranks)],
+            rank=plan.part(plan.name(node), turns[node])[0],
             train_examples=data.train[plan.names[node]].count,
             test_examples=data.test[plan.names[node]].count,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from intarsia_platform.planning.client_plan import RankPlan
 from intarsia_platform.results import RoundResult
 
 
@@ -15,6 +16,9 @@ class SimulationObserver(Protocol):
 
     def run_begun(self, run_id: str, rounds: int, published: int) -> None:
         """The run is in the database; ``published`` of its ``rounds`` are done already."""
+
+    def planned(self, plan: RankPlan) -> None:
+        """From this plan's round on, clients train what it says."""
 
     def round_begun(self, number: int, cohort: int) -> None:
         """A round begins or goes on, with ``cohort`` clients asked."""

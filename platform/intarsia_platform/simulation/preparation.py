@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from intarsia_aggregators.catalog import find_method
+from intarsia_aggregators.robust.base import RobustSettings
 from intarsia_client.base_model import BaseModel, head_tensors, linear_modules, load_base
 from intarsia_client.errors import InputError
 from intarsia_client.peft_files import EncodedAdapter, encode_adapter
@@ -18,6 +20,7 @@ from intarsia_client.wire import Adapter, LowRankFactors
 
 from intarsia_platform.configuration import SimulationConfiguration
 from intarsia_platform.federation.client_contexts import VirtualClients
+from intarsia_platform.federation.guard import RobustGuard, RootTraining
 from intarsia_platform.federation.plan import FederationPlan
 from intarsia_platform.partition import partition_records, partition_test
 
@@ -64,7 +67,7 @@ def prepare_data(configuration: SimulationConfiguration, folder: Path) -> Prepar
     if data.test is not None:
         server = _read(configuration, data.test, "data.test")
         if classifies:
-            _check_labels(server, labels)
+            _check_labels(server, labels, "data.test")
     parts = partition_records(
         train, rule=data.partition, clients=configuration.federation.clients, seed=seed
     )
@@ -113,7 +116,8 @@ def prepare_plan(
         The plan, still without a run's identifier.
 
     Raises:
-        InputError: If a rank does not fit a layer, or the privacy asked for cannot be reached.
+        InputError: If a rank does not fit a layer, a key does not go with the method, or the
+            privacy asked for cannot be reached.
     """
     federation, lora = configuration.federation, configuration.lora
     plan = FederationPlan(
@@ -124,19 +128,69 @@ def prepare_plan(
         base_digest=base.digest,
         task=configuration.model.task,
         target_modules=linear_modules(base, lora.target_modules),
-        ranks=lora.ranks,
+        # Planned ranks come after; until then any rank stands for them.
+        ranks=(1,) if isinstance(lora.ranks, str) else lora.ranks,
         alpha_over_rank=lora.alpha_over_rank,
         use_rslora=lora.use_rslora,
         labels=data.labels,
         fraction=federation.fraction,
         training=configuration.train,
         privacy=configuration.privacy,
+        start=federation.start,
+        upload=federation.upload,
+        download=federation.download,
+        broadcast_rank=federation.broadcast_rank,
+        residual_rank=federation.residual_rank,
+        max_examples=federation.max_examples,
         names=dict(enumerate(data.train, start=1)),
-    )
+    ).using(find_method(federation.method))
     plan.check()
     if plan.privacy.unit != "none":
         _check_privacy(plan, data)
     return plan
+
+
+def prepare_guard(
+    configuration: SimulationConfiguration,
+    plan: FederationPlan,
+    data: PreparedData,
+    base: BaseModel,
+) -> RobustGuard | None:
+    """What stands between a dishonest client and the sum.
+
+    Args:
+        configuration: The simulation.
+        plan: The plan.
+        data: The split records.
+        base: The base model.
+
+    Returns:
+        The guard, or None where the configuration asks for no rule.
+
+    Raises:
+        InputError: If the rule lacks something, does not go with the plan, or needs more clients
+            than a round asks.
+    """
+    robust, federation = configuration.robust, configuration.federation
+    if robust.rule == "none":
+        return None
+    root = None
+    if robust.rule == "fltrust":
+        records = _read(configuration, robust.root, "robust.root")
+        if data.labels:
+            _check_labels(records, data.labels, "robust.root")
+        root = RootTraining(base, records)
+    settings = RobustSettings(max_norm=robust.max_norm, byzantine=robust.byzantine)
+    guard = RobustGuard(robust.rule, settings, root=root)
+    guard.check(find_method(federation.method), plan)
+    cohort = max(1, round(federation.fraction * federation.clients))
+    if cohort < guard.fewest:
+        raise InputError(
+            "robust.byzantine",
+            robust.byzantine,
+            f"a round asks {cohort} clients, and {robust.rule} needs at least {guard.fewest}",
+        )
+    return guard
 
 
 def initial_adapter(plan: FederationPlan, base: BaseModel) -> EncodedAdapter:
@@ -215,12 +269,12 @@ def _read(configuration: SimulationConfiguration, path: str, thing: str) -> list
     )
 
 
-def _check_labels(records: Sequence[Record], labels: Sequence[str]) -> None:
+def _check_labels(records: Sequence[Record], labels: Sequence[str], thing: str) -> None:
     known = set(labels)
     for number, record in enumerate(records, start=1):
         if record.label not in known:
             raise InputError(
-                f"label in data.test, record {number}",
+                f"label in {thing}, record {number}",
                 record.label,
                 "no record in data.train has it; correct it or train on it too",
             )

@@ -9,7 +9,13 @@ from intarsia_client.assignment import PrivacyParameters
 from intarsia_platform.registry.journal import RunJournal
 from intarsia_platform.registry.privacy_ledger import PrivacyLedger
 from intarsia_platform.registry.rows import ParticipationRow, RoundRow
-from intarsia_platform.results import ClientRound, Measured, RefusedClient, RoundResult
+from intarsia_platform.results import (
+    ClientRound,
+    Measured,
+    RefusedClient,
+    RoundResult,
+    RuleDecision,
+)
 
 
 def published_results(
@@ -59,6 +65,12 @@ def round_result(
         epsilon_max=max(spent, default=None),
         clients=clients,
         rank=int(row.metrics["rank"]),
+        # Rounds of versions before these have none of the three.
+        cut_energy=float(row.metrics.get("cut_energy", 0.0)),
+        residual_energy=float(row.metrics.get("residual_energy", 0.0)),
+        decisions=tuple(
+            RuleDecision.from_mapping(entry) for entry in row.metrics.get("decisions", ())
+        ),
     )
 
 

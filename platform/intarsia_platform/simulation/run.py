@@ -16,8 +16,10 @@ from intarsia_client.errors import InputError, StorageError
 from intarsia_client.files import write_bytes
 from intarsia_client.peft_files import EncodedAdapter
 
-from intarsia_platform.configuration import EngineConfiguration, SimulationConfiguration
+from intarsia_platform.configuration import SimulationConfiguration
+from intarsia_platform.configuration_tables import EngineConfiguration
 from intarsia_platform.federation.cores import usable_cores
+from intarsia_platform.federation.guard import RobustGuard
 from intarsia_platform.federation.in_process_grid import InProcessGrid
 from intarsia_platform.federation.local_grid import LocalGrid
 from intarsia_platform.federation.plan import FederationPlan
@@ -25,6 +27,7 @@ from intarsia_platform.federation.ray_grid import RayGrid
 from intarsia_platform.federation.rounds import DurableFederation, RoundLimits
 from intarsia_platform.federation.strategy import LoraStrategy
 from intarsia_platform.home import Home
+from intarsia_platform.planning.schedule import RankPlanning
 from intarsia_platform.registry.adapters import AdapterRegistry
 from intarsia_platform.registry.database import Database, open_database
 from intarsia_platform.registry.journal import (
@@ -46,9 +49,11 @@ from intarsia_platform.simulation.preparation import (
     initial_adapter,
     prepare_base,
     prepare_data,
+    prepare_guard,
     prepare_plan,
     virtual_clients,
 )
+from intarsia_platform.simulation.ranks import prepare_ranks
 from intarsia_platform.simulation.round_results import published_results, round_result
 from intarsia_platform.tracking import FederationTracker, NullTracker, Tracker
 
@@ -81,8 +86,10 @@ class _Run:
     store: ContentStore
     registry: AdapterRegistry
     plan: FederationPlan
+    planning: RankPlanning | None
     data: PreparedData
     base: BaseModel
+    guard: RobustGuard | None
     initial: EncodedAdapter
     observer: SimulationObserver
 
@@ -165,7 +172,10 @@ def _prepare(
     data = prepare_data(configuration, folder)
     observer.stage("loading the base model")
     base = prepare_base(configuration, data.labels)
-    plan = prepare_plan(configuration, data, base)
+    plan, planning = prepare_ranks(
+        configuration, prepare_plan(configuration, data, base), data, base
+    )
+    guard = prepare_guard(configuration, plan, data, base)
     journal = unfinished or create_run(
         database,
         name=Path(configuration.model.base).name,
@@ -185,8 +195,10 @@ def _prepare(
         store=store,
         registry=AdapterRegistry(database, store),
         plan=for_run(plan, journal.run_id),
+        planning=planning,
         data=data,
         base=base,
+        guard=guard,
         initial=initial_adapter(plan, base),
         observer=observer,
     )
@@ -262,7 +274,7 @@ def _federate(
     tracker.log_base(base_alone)
     watch = _Watch(run, tracker)
     watch.tell_finished_rounds()
-    strategy = LoraStrategy(plan, method=configuration.federation.method)
+    strategy = LoraStrategy(plan, method=configuration.federation.method, guard=run.guard)
     federation = DurableFederation(
         strategy=strategy,
         grid=grid,
@@ -277,6 +289,8 @@ def _federate(
         ),
         evaluate=server.after_round,
         observer=watch,
+        planning=run.planning,
+        planned=run.observer.planned,
     )
     final = federation.run()
     result = SimulationResult(
@@ -285,6 +299,7 @@ def _federate(
         rounds=published_results(run.journal, run.ledger, plan.privacy),
         adapter=_export(run, final),
         clients=_measure_clients(run, strategy, grid, final),
+        plan=federation.plans(),
         configuration=configuration.as_mapping(),
         seconds=time.monotonic() - begun,
         report=str(run.home.reports / plan.run / "report.html"),

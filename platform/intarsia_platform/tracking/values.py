@@ -70,11 +70,15 @@ def round_metrics(result: RoundResult) -> dict[str, float | None]:
         "bytes.down": result.bytes_down,
         "seconds": result.seconds,
         "rank": result.rank,
+        "energy.cut": result.cut_energy,
+        "energy.residual": result.residual_energy,
         "epsilon.max": result.epsilon_max,
     }
     if result.test is not None:
         metrics |= measured_metrics(result.test)
     reasons = Counter(refused.reason for refused in result.refused)
+    outcomes = Counter(decision.outcome for decision in result.decisions)
+    metrics |= {f"rule.{sanitized(outcome)}": count for outcome, count in outcomes.items()}
     return metrics | {f"refused.{sanitized(reason)}": count for reason, count in reasons.items()}
 
 

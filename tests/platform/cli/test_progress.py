@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import time
 
@@ -5,7 +6,7 @@ import pytest
 from intarsia_platform.cli import progress
 from intarsia_platform.cli.interruption import SignalKeeper
 from intarsia_platform.cli.progress import PlainWatch, RunWatch, TerminalWatch, round_line
-from intarsia_platform.results import Measured, RefusedClient, RoundResult
+from intarsia_platform.results import Measured, RefusedClient, RoundResult, RuleDecision
 
 
 def result(number: int, **changes: object) -> RoundResult:
@@ -149,3 +150,14 @@ def test_a_round_is_told_by_the_number_that_counts():
     accuracy = Measured(loss=0.5, perplexity=None, accuracy=0.875)
     assert "accuracy 87.5" in round_line(result(1, test=accuracy))
     assert round_line(result(1, test=None)).startswith("round 1: 3 accepted")
+
+
+def test_a_round_says_what_was_left_out():
+    decided = RuleDecision(
+        client="cem", outcome="left-out", share_before=0.25, share=0.0, factor=1.0
+    )
+    one = dataclasses.replace(result(1), residual_energy=0.021, decisions=(decided,))
+    line = round_line(one)
+    assert "1 reweighed or left out, rank" in line
+    assert "2.1\u202f% held back" in line and "cut" not in line
+    assert "3\u202f% cut" in round_line(dataclasses.replace(one, cut_energy=0.03))

@@ -14,6 +14,7 @@ from intarsia_client.files import bytes_digest
 from intarsia_client.messages import ReceivedUpdate
 from intarsia_client.peft_files import EncodedAdapter, encode_adapter
 from intarsia_client.start import client_start
+from intarsia_client.transport import encode_update
 from intarsia_client.wire import Adapter, LowRankFactors, PrivacySpend, UpdateManifest
 from intarsia_platform.federation.admission import admit
 
@@ -98,8 +99,11 @@ def refusal(update: ReceivedUpdate, assignment: TrainAssignment = ASSIGNMENT) ->
 
 def test_a_right_update_is_admitted_and_weighs_its_examples():
     update = admit(received(), ASSIGNMENT, PUBLISHED)
-    weighted = update.weighted(PUBLISHED)
-    assert weighted.weight == 17.0
+    start = client_start(PUBLISHED, rank=4, scaling=2.0, seed=0).trainable
+    weighted = update.weighted(start)
+    assert weighted.weight == 17.0 and weighted.factor == 1.0
+    assert update.weighted(start, max_examples=5).weight == 5.0
+    assert update.weighted(start, max_examples=500).weight == 17.0
     assert set(weighted.start.modules) == set(SHAPES)
     for name, factors in trained().modules.items():
         assert np.array_equal(weighted.trained.modules[name].b, factors.b)
@@ -148,6 +152,70 @@ def test_other_shapes_ranks_and_modules_are_refused():
     adapter = trained()
     fewer = replace(adapter, modules={"model.q": adapter.modules["model.q"]})
     assert refusal(received(fewer)).reason == "wrong-shape"
+
+
+def test_a_subset_of_the_modules_is_right_where_it_was_assigned():
+    some = replace(ASSIGNMENT, target_modules=("model.q",))
+    fewer = replace(trained(), modules={"model.q": trained().modules["model.q"]})
+    update = admit(received(fewer, target_modules=("model.q",)), some, PUBLISHED)
+    assert set(update.adapter.modules) == {"model.q"}
+    assert refusal(received(target_modules=("model.q",)), some).reason == "wrong-shape"
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_other_precisions_are_admitted_and_close(precision):
+    start = client_start(PUBLISHED, rank=4, scaling=2.0, seed=0).trainable
+    encoded = encode_update(trained(), start, precision)
+    update = admit(
+        ReceivedUpdate(manifest=manifest(encoded).to_json(), adapter=encoded), ASSIGNMENT, PUBLISHED
+    )
+    for name, factors in trained().modules.items():
+        found = update.adapter.modules[name].product()
+        assert np.linalg.norm(found - factors.product()) < 0.02 * np.linalg.norm(factors.product())
+    assert encoded.size < encode_adapter(trained()).size
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("sent", ["a", "b"])
+def test_factors_that_are_not_trained_need_not_travel(precision, sent):
+    half = replace(ASSIGNMENT, trained_factors=sent)
+    start = client_start(PUBLISHED, rank=4, scaling=2.0, seed=0).trainable
+    encoded = encode_update(trained(), start, precision, factors=sent)
+    update = admit(
+        ReceivedUpdate(manifest=manifest(encoded).to_json(), adapter=encoded), half, PUBLISHED
+    )
+    other = {"a": "b", "b": "a"}[sent]
+    for name, factors in start.modules.items():
+        kept = getattr(update.adapter.modules[name], other)
+        assert np.array_equal(kept, getattr(factors, other))
+    assert refusal(received(), half).reason == "malformed"
+
+
+@pytest.mark.parametrize("factor", [np.inf, np.nan])
+def test_int8_scales_that_are_not_finite_are_refused(factor):
+    start = client_start(PUBLISHED, rank=4, scaling=2.0, seed=0).trainable
+    encoded = encode_update(trained(), start, "int8")
+    length = int.from_bytes(encoded.tensors[:8], "little")
+    header = json.loads(encoded.tensors[8 : 8 + length])
+    begin = 8 + length + header["model.q.lora_B.scales"]["data_offsets"][0]
+    bad = np.array([factor], "<f4").tobytes()
+    tensors = encoded.tensors[:begin] + bad + encoded.tensors[begin + 4 :]
+    broken = replace(encoded, tensors=tensors)
+    update = ReceivedUpdate(manifest=manifest(broken).to_json(), adapter=broken)
+    assert refusal(update).reason == "not-finite"
+
+
+def test_who_changes_nothing_adds_nothing_in_any_precision():
+    for precision in ("float32", "bfloat16", "int8"):
+        start = client_start(PUBLISHED, rank=4, scaling=2.0, seed=0).trainable
+        encoded = encode_update(start, start, precision)
+        update = admit(
+            ReceivedUpdate(manifest=manifest(encoded).to_json(), adapter=encoded),
+            ASSIGNMENT,
+            PUBLISHED,
+        )
+        for name, factors in start.modules.items():
+            assert np.array_equal(update.adapter.modules[name].product(), factors.product())
 
 
 def test_a_scaling_that_was_not_assigned_is_refused():

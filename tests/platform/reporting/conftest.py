@@ -9,6 +9,7 @@ from intarsia_platform.results import (
     Measured,
     RefusedClient,
     RoundResult,
+    RuleDecision,
     SimulationResult,
 )
 
@@ -38,6 +39,9 @@ def make(
     epsilon: float | None = None,
     refused: tuple[RefusedClient, ...] = (),
     sat_out: tuple[RefusedClient, ...] = (),
+    residual: float = 0.0,
+    cut: float = 0.0,
+    decisions: tuple[RuleDecision, ...] = (),
 ) -> SimulationResult:
     rounds = []
     for number, test in enumerate(tests, start=1):
@@ -66,6 +70,9 @@ def make(
                 epsilon_max=spent,
                 clients=clients,
                 rank=32,
+                residual_energy=residual * number,
+                cut_energy=cut * number,
+                decisions=decisions,
             )
         )
     evaluations = tuple(

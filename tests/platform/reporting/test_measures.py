@@ -14,6 +14,7 @@ from intarsia_platform.reporting.measures import (
     evenly,
     measure_of,
     printable,
+    share_text,
 )
 from intarsia_platform.results import Measured, SimulationResult
 
@@ -115,6 +116,21 @@ def test_evenly_keeps_order_ends_and_limit(items: list[int], limit: int) -> None
 )
 def test_bytes(number: float, text: str) -> None:
     assert bytes_text(number) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.0, f"0{THIN}%"),
+        (1e-9, f"<0.01{THIN}%"),
+        (0.0012, f"0.12{THIN}%"),
+        (0.02, f"2{THIN}%"),
+        (0.0345, f"3.5{THIN}%"),
+        (1.0, f"100{THIN}%"),
+    ],
+)
+def test_shares(share: float, text: str) -> None:
+    assert share_text(share) == text
 
 
 @pytest.mark.parametrize(

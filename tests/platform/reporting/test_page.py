@@ -3,17 +3,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from intarsia_client.errors import StorageError
 from intarsia_platform.reporting import NextStep, write_report
-from intarsia_platform.results import RefusedClient, SimulationResult
+from intarsia_platform.results import RefusedClient, RuleDecision, SimulationResult
 
 Simulation = Callable[..., SimulationResult]
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
+LEFT_OUT = RuleDecision(
+    client="ray", outcome="left-out", share_before=0.25, share=0.0, factor=1.0
+)
+BOUNDED = RuleDecision(
+    client="torch", outcome="bounded", share_before=0.25, share=0.25, factor=0.4
+)
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -103,7 +110,7 @@ def test_every_picture_says_what_it_shows(simulation: Simulation, tmp_path: Path
     page = Page(write(tmp_path, simulation(epsilon=1.0)))
     pictures = [attributes for tag, attributes in page.elements if tag == "svg"]
     shown = [attributes for attributes in pictures if attributes.get("aria-hidden") != "true"]
-    assert len(shown) == 4
+    assert len(shown) == 5
     assert all(len(attributes["aria-label"] or "") > 20 for attributes in shown)
 
 
@@ -119,7 +126,9 @@ def test_the_table_that_matters(simulation: Simulation, tmp_path: Path) -> None:
 
 def test_foreign_strings_stay_text(simulation: Simulation, tmp_path: Path) -> None:
     result = simulation(
-        names=HOSTILE, refused=tuple(RefusedClient(client=n, reason=n) for n in HOSTILE)
+        names=HOSTILE,
+        refused=tuple(RefusedClient(client=n, reason=n) for n in HOSTILE),
+        decisions=tuple(replace(BOUNDED, client=n, outcome=n) for n in HOSTILE),
     )
     text = write(
         tmp_path,
@@ -156,6 +165,12 @@ def test_the_same_result_gives_the_same_bytes(simulation: Simulation, tmp_path: 
         ({"tests": ()}, ["What each client gains"], ["How it learned", "Ranks and bytes"]),
         ({"tests": (None,), "losses": False}, ["measured a loss"], ["Test perplexity"]),
         ({"sat_out": (RefusedClient(client="ray", reason="budget"),)}, ["Without a part"], []),
+        ({}, ["held back"], ["robust rule"]),
+        (
+            {"decisions": (LEFT_OUT, BOUNDED)},
+            ["What the robust rule did", "left out", "bounded: 40\u202f% is left"],
+            [],
+        ),
     ],
 )
 def test_what_is_missing_is_left_out(

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from intarsia_client.errors import StorageError
 from intarsia_platform.reporting.plots import (
+    broadcast_plot,
     clients_plot,
     learning_plot,
     privacy_plot,
@@ -17,7 +18,7 @@ from intarsia_platform.results import SimulationResult
 from PIL import Image
 
 Simulation = Callable[..., SimulationResult]
-PLOTS = [clients_plot, learning_plot, traffic_plot, privacy_plot]
+PLOTS = [clients_plot, learning_plot, traffic_plot, broadcast_plot, privacy_plot]
 
 
 def words(svg: str) -> set[str]:
@@ -54,6 +55,7 @@ def test_what_was_not_measured_is_not_drawn(simulation: Simulation) -> None:
     assert learning_plot(nothing) is None
     assert privacy_plot(nothing) is None
     assert traffic_plot(simulation(tests=())) is None
+    assert broadcast_plot(simulation(tests=())) is None
 
 
 def test_training_losses_alone_are_drawn(simulation: Simulation) -> None:
@@ -67,6 +69,14 @@ def test_bytes_are_summed_in_the_caption(simulation: Simulation) -> None:
     plot = traffic_plot(simulation())
     assert plot is not None
     assert "sent 6\u202fMB in all and received 6\u202fMB" in plot.caption
+
+
+def test_the_broadcast_shows_what_it_costs_and_leaves_out(simulation: Simulation) -> None:
+    plot = broadcast_plot(simulation(residual=0.004, cut=0.0))
+    assert plot is not None
+    assert {"Rank", "Down per client", "Energy", "held back", "cut"} <= words(plot.svg)
+    assert "sent rank 32. 1.2\u202f% of the energy" in plot.caption
+    assert "0\u202f% was cut for good" in plot.caption
 
 
 def test_privacy_shows_the_spend_and_the_budget(simulation: Simulation) -> None:

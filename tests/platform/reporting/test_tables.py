@@ -1,7 +1,7 @@
 from collections.abc import Callable
 
 from intarsia_platform.reporting import clients_table, rounds_table
-from intarsia_platform.results import RefusedClient, SimulationResult
+from intarsia_platform.results import RefusedClient, RuleDecision, SimulationResult
 from rich.console import Console
 
 Simulation = Callable[..., SimulationResult]
@@ -44,12 +44,18 @@ def test_every_round_is_a_row_after_the_base(simulation: Simulation) -> None:
         ["3", "60.0"],
     ]
     assert "refused" not in text
+    assert "held" not in text and "cut" not in text
     assert "epsilon" not in text
 
 
 def test_everything_fits_in_eighty_columns(simulation: Simulation) -> None:
     missing = (RefusedClient(client="ray", reason="budget"),)
-    result = simulation(epsilon=1.0, refused=missing, sat_out=missing)
+    decided = RuleDecision(
+        client="ray", outcome="left-out", share_before=0.25, share=0.0, factor=1.0
+    )
+    result = simulation(
+        epsilon=1.0, refused=missing, sat_out=missing, residual=0.11, cut=1e-9, decisions=(decided,)
+    )
     assert "…" not in rendered(rounds_table(result))
     assert "4.50" not in rendered(rounds_table(simulation()))
     assert "…" not in rendered(clients_table(result))

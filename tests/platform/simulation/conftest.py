@@ -10,6 +10,7 @@ import pytest
 import torch
 from intarsia_platform.configuration import SimulationConfiguration, read_configuration
 from intarsia_platform.demo.run import BASE
+from intarsia_platform.planning.client_plan import RankPlan
 from intarsia_platform.results import RoundResult
 
 SENTENCES = (
@@ -106,10 +107,14 @@ class Silent:
         self.replies: list[tuple[int, str, str]] = []
         self.published: list[RoundResult] = []
         self.warnings: list[str] = []
+        self.plans: list[RankPlan] = []
 
     def stage(self, text: str) -> None: ...
 
     def run_begun(self, run_id: str, rounds: int, published: int) -> None: ...
+
+    def planned(self, plan: RankPlan) -> None:
+        self.plans.append(plan)
 
     def round_begun(self, number: int, cohort: int) -> None: ...
 

@@ -30,7 +30,12 @@ def train(message: Message, context: Context) -> Message:
     adapter = decode_adapter(encoded.configuration, encoded.tensors)
     name = min(adapter.modules)
     factors = adapter.modules[name]
-    if attack == "nan":
+    if attack in ("huge", "reversed"):
+        # Everywhere what B says, a thousand times or the other way round.
+        times = np.float32(1000.0 if attack == "huge" else -50.0)
+        modules = {key: replace(one, b=times * one.b) for key, one in adapter.modules.items()}
+        adapter, factors = replace(adapter, modules=modules), modules[name]
+    elif attack == "nan":
         b = factors.b.copy()
         b[0, 0] = np.nan
         factors = replace(factors, b=b)

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from intarsia_platform.home import Home
 from intarsia_platform.registry.database import open_database
-from intarsia_platform.registry.journal import latest_unfinished
+from intarsia_platform.registry.journal import RunJournal, latest_unfinished, list_runs
+from intarsia_platform.results import SimulationResult
 from intarsia_platform.simulation.run import simulate
 
 MARK = "INTARSIA_TEST_KILLED_RUN"
@@ -32,6 +33,20 @@ def kill_at(state: str, configuration: Path, home: Path, *overrides: str) -> Non
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+# A ledger beside its broadcast, rounding both ways, and clients that keep something of their own.
+BOUNDED = (
+    "federation.broadcast_rank=3", "federation.upload=int8", "federation.download=int8",
+    "train.keep_optimizer=true",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed_results() -> dict[tuple[str, ...], SimulationResult]:
+    """What each configuration gives when nobody kills it."""
+    return {}
+
+
+@pytest.mark.parametrize("overrides", [(), BOUNDED], ids=["default", "bounded"])
 @pytest.mark.parametrize(
     ("state", "left"),
     [
@@ -44,26 +59,41 @@ def kill_at(state: str, configuration: Path, home: Path, *overrides: str) -> Non
     ],
 )
 def test_killed_at_any_state_it_ends_with_the_undisturbed_digest(
-    state, left, configure, configuration_file, tmp_path, observer
+    state, left, overrides, undisturbed_results, configure, configuration_file, tmp_path, observer
 ):
-    undisturbed = simulate(configure(), home=Home.open(tmp_path / "other"), observer=observer)
+    configuration = configure(*overrides)
+    if overrides not in undisturbed_results:
+        other = Home.open(tmp_path / "other")
+        undisturbed_results[overrides] = simulate(configuration, home=other, observer=observer)
+    undisturbed = undisturbed_results[overrides]
     home = Home.open(tmp_path / "home")
-    kill_at(state, configuration_file, home.path)
+    kill_at(state, configuration_file, home.path, *overrides)
     with open_database(home.database_url) as database:
         journal = latest_unfinished(database)
         assert journal is not None
         assert len(journal.published_rounds()) == (2 if state == "published" else 1)
+        exact = [finished.aggregate_digest for finished in journal.published_rounds()]
+        assert None not in exact
         row = journal.current_round()
         assert (row.state if row else None) == left
         if state == "accepted":
             statuses = [part.status for part in journal.participations(2)]
             assert statuses.count("accepted") == 1
     observer.replies.clear()
-    resumed = simulate(configure(), home=home, resume=True, observer=observer)
+    resumed = simulate(configuration, home=home, resume=True, observer=observer)
     assert resumed.adapter.digest == undisturbed.adapter.digest
+    assert exact_digests(home) == exact_digests(Home.open(Path(undisturbed.report).parents[2]))
     assert [one.test for one in resumed.rounds] == [one.test for one in undisturbed.rounds]
     asked_again = [client for number, client, _ in observer.replies if number == 2]
     assert len(asked_again) == {"accepted": 3, "aggregating": 0, "published": 0}.get(state, 4)
+
+
+def exact_digests(home: Home) -> list[str | None]:
+    with open_database(home.database_url) as database:
+        (run,) = list_runs(database)
+        rounds = RunJournal(database, run.id).published_rounds()
+        assert len(rounds) == 3
+        return [row.aggregate_digest for row in rounds]
 
 
 @pytest.mark.slow

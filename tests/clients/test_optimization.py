@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 from intarsia_client.assignment import TrainingParameters
-from intarsia_client.training import learning_rate_factor
+from intarsia_client.optimization import learning_rate_factor
 
 
 class TestLearningRateFactor:

@@ -1,0 +1,163 @@
+"""One module of an offline sum: the stack itself, its best approximation, or a mean of factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from intarsia_client.errors import InputError
+from intarsia_client.wire import FloatArray, LowRankFactors
+
+from intarsia_aggregators.base import AggregationSettings, Contribution, ModuleRound, ModuleRule
+from intarsia_aggregators.gram import symmetric_product
+from intarsia_aggregators.recompression import Recompressed, recompress
+from intarsia_aggregators.sources import ModuleTerms, Workspace
+from intarsia_aggregators.streamed import recompress_streamed
+
+MEMORY = 96 << 20
+"""Bytes for the stacks and Gram matrices of all modules that are worked on at a time."""
+
+# Numbers that are written at a time where the result is the stack itself.
+_WRITTEN_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedModule:
+    """What a module became.
+
+    Args:
+        factors: Its factors.
+        energy: Squared Frobenius norm of the whole sum, 0 where it is not known.
+        kept: That of what was kept.
+    """
+
+    factors: LowRankFactors
+    energy: float = 0.0
+    kept: float = 0.0
+
+    @property
+    def cut(self) -> float:
+        """Share of the squared Frobenius norm that was cut, between 0 and 1."""
+        return max(self.energy - self.kept, 0.0) / self.energy if self.energy > 0.0 else 0.0
+
+
+def resident_bytes(terms: ModuleTerms) -> int:
+    """Memory for a module's stack and its Gram matrices; streamed, it takes a part of that."""
+    return 4 * (terms.rank * sum(terms.shape) + 2 * terms.rank**2)
+
+
+def approximated(terms: ModuleTerms, rank: int, workspace: Workspace) -> MergedModule:
+    """The best approximation of a module's sum at a bounded rank.
+
+    Args:
+        terms: What the sources bring.
+        rank: How many directions to keep at most, at least 1.
+        workspace: Memory to use.
+
+    Returns:
+        Balanced factors of scaling 1, largest direction first.
+
+    Raises:
+        InputError: If a number, a source's product or the sum is not finite.
+    """
+    if resident_bytes(terms) > MEMORY:
+        found = recompress_streamed(terms, rank, workspace)
+    else:
+        found = _resident(terms, rank, workspace)
+    factors = LowRankFactors(a=found.a.numpy(), b=found.b.numpy(), scaling=1.0)
+    if not (np.isfinite(factors.a).all() and np.isfinite(factors.b).all()):
+        raise InputError(f"sum of {terms.name}", "beyond float32", "leave out the largest adapter")
+    return MergedModule(factors=factors, energy=found.energy, kept=found.kept)
+
+
+def stacked_rows(terms: ModuleTerms, workspace: Workspace) -> Iterator[tuple[str, int, FloatArray]]:
+    """The module's stack, a few rows of a factor at a time, the weights on B.
+
+    Args:
+        terms: What the sources bring.
+        workspace: Memory to use; what is yielded lies in it until the next is asked for.
+
+    Yields:
+        ``"A"`` or ``"B"``, the number of the first row, and the rows.
+
+    Raises:
+        InputError: If a number or a source's product is not finite.
+    """
+    d_out, d_in = terms.shape
+    squares_a = torch.zeros(terms.rank, dtype=torch.float64)
+    begin = 0
+    for source, rank in zip(terms.sources, terms.ranks, strict=True):
+        rows = workspace.take("rows", rank, d_in)
+        source.read_a(terms.name, rows.numpy())
+        squares_a[begin : begin + rank] = _squares(rows, dim=1)
+        yield "A", begin, rows.numpy()
+        begin += rank
+    squares_b = torch.zeros(terms.rank, dtype=torch.float64)
+    step = max(_WRITTEN_AT_ONCE // max(terms.rank, 1), 1)
+    for begin in range(0, d_out, step):
+        rows = workspace.take("rows", min(step, d_out - begin), terms.rank)
+        terms.read_b(rows, workspace, first_row=begin)
+        squares_b += _squares(rows, dim=0)
+        rows.copy_(rows.double().mul_(terms.coefficients))
+        yield "B", begin, rows.numpy()
+    terms.check_squares(squares_b, squares_a)
+    if not bool(torch.isfinite(squares_b.sqrt() * terms.coefficients.abs()).all()):
+        raise InputError(f"sum of {terms.name}", "beyond float32", "leave out the largest adapter")
+
+
+def by_rule(rule: ModuleRule, terms: ModuleTerms) -> MergedModule:
+    """A catalogue method's formula on adapters that had no start: they add all that they are.
+
+    Args:
+        rule: The formula; it uses shares and what was trained alone.
+        terms: What the sources bring.
+
+    Returns:
+        The module.
+
+    Raises:
+        InputError: If a source's product is not finite, or the factors do not fit the method.
+    """
+    contributions = []
+    for source, layout in zip(terms.sources, terms.layouts, strict=True):
+        terms.check_source(source)
+        trained = source.adapter.modules[terms.name]
+        start = LowRankFactors(a=trained.a, b=np.zeros_like(trained.b), scaling=layout.scaling)
+        contributions.append(
+            Contribution(
+                client=source.label, share=source.share, factor=1.0, start=start, trained=trained
+            )
+        )
+    d_out, d_in = terms.shape
+    nothing = LowRankFactors(
+        a=np.zeros((0, d_in), np.float32), b=np.zeros((d_out, 0), np.float32), scaling=1.0
+    )
+    outcome = rule(
+        ModuleRound(
+            name=terms.name,
+            published=nothing,
+            exact=nothing,
+            contributions=tuple(contributions),
+            settings=AggregationSettings(),
+        )
+    )
+    return MergedModule(factors=outcome.exact)
+
+
+def _resident(terms: ModuleTerms, rank: int, workspace: Workspace) -> Recompressed:
+    d_out, d_in = terms.shape
+    b = workspace.take("b", d_out, terms.rank)
+    a = workspace.take("a", terms.rank, d_in)
+    terms.read_a(a)
+    terms.read_b(b, workspace)
+    gram_b = symmetric_product(b.T, out=workspace.take("gram b", terms.rank, terms.rank))
+    gram_a = symmetric_product(a, out=workspace.take("gram a", terms.rank, terms.rank))
+    terms.check_squares(gram_b.diagonal(), gram_a.diagonal())
+    return recompress(b, a, rank, coefficients=terms.coefficients, grams=(gram_b, gram_a))
+
+
+def _squares(values: torch.Tensor, dim: int) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.vector_norm(values, dim=dim, dtype=torch.float64)
+    return norms.square()

@@ -1,0 +1,1 @@
+"""Robust rules: weights and factors on updates, from inner products of what clients added."""

@@ -1,0 +1,176 @@
+"""AdamW's moments of one client between two rounds, in the basis of the new round's start.
+
+Between two rounds the server writes the global adapter in another basis: with an orthogonal R,
+(B R^T)(R A) is the same product, and the gradient of R A is R times that of A. So the moments are
+mapped before they are used again:
+
+* R is the best orthogonal map from the factors that the client left to those it starts from: it
+  minimises ``||R A_old - A_new||^2 + ||B_old R^T - B_new||^2`` (the orthogonal Procrustes problem,
+  Schoenemann 1966), and comes from one r x r singular value decomposition;
+* first moments of A become ``R m``, those of B ``m R^T``;
+* second moments become ``(R o R) v`` and ``v (R o R)^T``, with the entries of R squared: what they
+  would be if the directions' gradients were uncorrelated;
+* the gradient of A is proportional to B and the other way round, so the moments of a factor are
+  scaled by how much longer or shorter the other one became, the second ones by its square;
+* the past counts for at most as many steps as the client's last round had, so that a scale that
+  the map did not guess is corrected within one round.
+
+Moments of a module whose rank or scaling changed, or of a factor whose counterpart is zero, begin
+anew. The state holds six numbers for each trained one of a factor, counting the factors left, and
+two for each of the head; it does not grow with the rounds.
+
+It contains nothing but what followed from gradients that the client could have sent: with private
+training it is post-processing, and costs no privacy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intarsia_client.wire import Adapter, FloatArray, LowRankFactors
+
+_FIRST_DECAY, _SECOND_DECAY = 0.9, 0.999
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """AdamW's state of one tensor.
+
+    Args:
+        first: Running mean of the gradients, without bias correction; the tensor's shape.
+        second: Running mean of their squares, same shape.
+        steps: How many steps they have seen.
+    """
+
+    first: FloatArray
+    second: FloatArray
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleMoments:
+    """The moments of one module's factors and the factors they belong to.
+
+    Args:
+        factors: The factors as the client left them.
+        a: A's moments, or None where it has none.
+        b: B's, likewise.
+    """
+
+    factors: LowRankFactors
+    a: Moments | None
+    b: Moments | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerState:
+    """All moments of one client.
+
+    Args:
+        modules: By module.
+        dense: By name of the head's tensors.
+        steps: Steps of the round that left them.
+    """
+
+    modules: Mapping[str, ModuleMoments] = field(default_factory=dict)
+    dense: Mapping[str, Moments] = field(default_factory=dict)
+    steps: int = 0
+
+
+def mapped_state(state: OptimizerState, start: Adapter) -> OptimizerState:
+    """Map the moments to the basis of a round's start.
+
+    Args:
+        state: What the last round left.
+        start: What the client trains now; modules of the state that it lacks are left out.
+
+    Returns:
+        The moments to begin with, and the start's factors with them.
+    """
+    modules = {}
+    for name, kept in state.modules.items():
+        if name in start.modules:
+            mapped = _mapped(kept, start.modules[name], state.steps)
+            if mapped is not None:
+                modules[name] = mapped
+    dense = {
+        name: _shortened(moments, state.steps)
+        for name, moments in state.dense.items()
+        if name in start.dense and start.dense[name].shape == moments.first.shape
+    }
+    return OptimizerState(modules=modules, dense=dense, steps=state.steps)
+
+
+def _mapped(kept: ModuleMoments, start: LowRankFactors, steps: int) -> ModuleMoments | None:
+    left = kept.factors
+    if left.rank != start.rank or left.shape != start.shape or left.scaling != start.scaling:
+        return None
+    rotation = best_rotation(left, start)
+    squared = np.square(rotation)
+    a, b = None, None
+    grown_a = _grown(left.a, start.a)
+    grown_b = _grown(left.b, start.b)
+    if kept.a is not None and grown_b is not None:
+        past = _shortened(kept.a, steps)
+        a = Moments(
+            first=_float32(grown_b * (rotation @ past.first)),
+            second=_float32(grown_b**2 * (squared @ past.second)),
+            steps=past.steps,
+        )
+    if kept.b is not None and grown_a is not None:
+        past = _shortened(kept.b, steps)
+        b = Moments(
+            first=_float32(grown_a * (past.first @ rotation.T)),
+            second=_float32(grown_a**2 * (past.second @ squared.T)),
+            steps=past.steps,
+        )
+    return ModuleMoments(factors=start, a=a, b=b)
+
+
+def best_rotation(left: LowRankFactors, start: LowRankFactors) -> NDArray[np.float64]:
+    """The orthogonal map that brings one basis nearest to another.
+
+    Args:
+        left: The factors as they were left, of rank r.
+        start: The factors of the new start, of the same shapes.
+
+    Returns:
+        R, shape (r, r), float64, with ``R A_left`` near ``A_start`` and ``B_left R^T`` near
+        ``B_start``.
+    """
+    overlap = start.a.astype(np.float64) @ left.a.T.astype(np.float64)
+    overlap += start.b.T.astype(np.float64) @ left.b.astype(np.float64)
+    u, _, v = np.linalg.svd(overlap)
+    rotation: NDArray[np.float64] = u @ v
+    return rotation
+
+
+def _shortened(moments: Moments, steps: int) -> Moments:
+    """The same estimates, counting for at most so many steps."""
+    kept = min(moments.steps, steps)
+    if kept < 1 or kept == moments.steps:
+        return moments
+    first, second = (
+        (1.0 - decay**kept) / (1.0 - decay**moments.steps)
+        for decay in (_FIRST_DECAY, _SECOND_DECAY)
+    )
+    return Moments(
+        first=_float32(first * moments.first), second=_float32(second * moments.second), steps=kept
+    )
+
+
+def _grown(left: FloatArray, start: FloatArray) -> float | None:
+    """How many times as long a factor is, or None where that is no number to go by."""
+    before, after = (float(np.linalg.norm(one.astype(np.float64))) for one in (left, start))
+    if not (before > 0.0 and after > 0.0 and math.isfinite(after / before)):
+        return None
+    return after / before
+
+
+def _float32(values: NDArray[np.floating]) -> FloatArray:
+    return values.astype(np.float32)

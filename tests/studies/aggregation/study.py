@@ -1,0 +1,382 @@
+"""What the study runs: its settings, its rows and its cells."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from intarsia_aggregators.catalog import CATALOG, find_method
+from intarsia_client.files import bytes_digest, canonical_json
+
+FORMAT = 1
+"""Raised where a change to the driver makes finished cells worthless."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """How many clients there are and who takes part.
+
+    Args:
+        clients: How many there are.
+        fraction: Share that takes part in a round.
+        rounds: Rounds in all.
+        ranks: Ranks given to the clients in turn.
+    """
+
+    clients: int
+    fraction: float
+    rounds: int
+    ranks: tuple[int, ...]
+
+    @property
+    def title(self) -> str:
+        """What the tables say."""
+        share = f", {self.fraction:.0%}" if self.fraction < 1.0 else ""
+        return f"N = {self.clients}{share}"
+
+    @property
+    def mean_rank(self) -> int:
+        """The one rank with as many numbers to upload in all.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        mean = Fraction(sum(self.ranks), len(self.ranks))
+        if mean.denominator != 1 or self.clients % len(self.ranks):
+            raise ValueError(f"ranks {self.ranks} of {self.clients} clients have no whole mean")
+        return int(mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One of the two data sets and what of it is used.
+
+    Args:
+        name: ``"banking77"`` or ``"shakespeare"``.
+        task: ``"sequence-classification"`` or ``"causal-lm"``.
+        classes: How many classes (intents, speakers).
+        train: Records of each class to train on.
+        test: Held-out records of each class.
+        validation: Records of each class that learning rates are chosen by; neither trained on nor
+            in the figures.
+        longest_text: Longer texts are left out, in characters; 0 for none.
+        max_length: Longest sequence, in tokens.
+        batch_size: Sequences in an optimiser step.
+        layers: The layers that are adapted; those below the first are frozen.
+        target_modules: What in those layers is adapted, by the ends of the names.
+        learning_rates: What the learning rate is chosen from.
+    """
+
+    name: str
+    task: str
+    classes: int
+    train: int
+    test: int
+    validation: int
+    longest_text: int
+    max_length: int
+    batch_size: int
+    layers: tuple[int, ...]
+    target_modules: tuple[str, ...]
+    learning_rates: tuple[float, ...]
+
+    @property
+    def measure(self) -> str:
+        """What is compared."""
+        return "accuracy" if self.task == "sequence-classification" else "perplexity"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the tables: a method of the catalogue with its options.
+
+    Args:
+        name: What the tables say.
+        method: Its name in the catalogue; ``"central"`` and ``"local"`` for the ends of the scale.
+        start: Where a client's round starts; empty for the method's own.
+        broadcast_rank: Directions that clients are sent; 0 for the strategy's own choice.
+        upload: Precision of the uploads.
+        download: Precision of the broadcast.
+        keep_optimizer: Whether clients keep AdamW's moments.
+    """
+
+    name: str
+    method: str
+    start: str = ""
+    broadcast_rank: int = 0
+    upload: str = "float32"
+    download: str = "float32"
+    keep_optimizer: bool = False
+
+    @property
+    def one_rank(self) -> bool:
+        """Whether all clients must have the same rank."""
+        return self.method not in ENDS and not find_method(self.method).mixed_ranks
+
+    @property
+    def personal(self) -> bool:
+        """Whether there is no global model, so that clients' own ones are measured."""
+        return self.method == "local" or (
+            self.method != "central" and find_method(self.method).shared_factors == "a"
+        )
+
+
+ENDS = ("central", "local")
+CENTRAL, LOCAL = Row(name="central", method="central"), Row(name="local only", method="local")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training run, with all that decides its result.
+
+    Args:
+        dataset: The data.
+        row: What is run.
+        federation: Over whom.
+        partition: How the records are split.
+        seed: Seed of the split, the head, the starts, the sampling and the order of records.
+        learning_rate: AdamW's peak learning rate.
+        alpha_over_rank: LoRA's alpha as a multiple of the rank.
+        measured: Measurements over the run.
+        most_clients: Of how many clients an own adapter is measured.
+        tuning: Whether it serves to choose a learning rate, measured on the validation records.
+    """
+
+    dataset: Dataset
+    row: Row
+    federation: Federation
+    partition: str
+    seed: int
+    learning_rate: float
+    alpha_over_rank: float
+    measured: int
+    most_clients: int
+    tuning: bool = False
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The clients' ranks in turn, as this row's method can take them."""
+        return (self.federation.mean_rank,) if self.row.one_rank else self.federation.ranks
+
+    @property
+    def key(self) -> str:
+        """Names the cell: a digest of everything that decides its result."""
+        settings = asdict(self)
+        # What the rate is chosen from and what the tables call the row do not.
+        del settings["dataset"]["learning_rates"], settings["row"]["name"]
+        settings["format"] = FORMAT
+        return bytes_digest(canonical_json(settings)).removeprefix("sha256:")[:20]
+
+    @property
+    def cost_class(self) -> tuple[object, ...]:
+        """Cells of one class take about as long."""
+        method = self.row.method if self.row.method in ENDS or self.row.personal else ""
+        return self.dataset.name, self.federation, method
+
+    @property
+    def title(self) -> str:
+        """One line for the progress."""
+        where = "pooled" if self.row == CENTRAL else f"{self.federation.title}, {self.partition}"
+        return (
+            f"{self.dataset.name}, {where}, seed {self.seed}, {self.row.name}, "
+            f"rate {self.learning_rate:g}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The whole study, or its reduced form.
+
+    Args:
+        datasets: The data sets.
+        federations: The federations.
+        partitions: The splits.
+        seeds: The seeds of the figures.
+        rows: The catalogue's methods and the variants, in the order of the tables.
+        tuning_seed: The seed on which learning rates are chosen.
+        tuning_federation: The federation on which they are.
+        tuning_partition: The split on which they are.
+        alpha_over_rank: As in :class:`Cell`.
+        measured: As in :class:`Cell`.
+        most_clients: As in :class:`Cell`.
+        central_rank: Rank of the central adapter.
+    """
+
+    datasets: tuple[Dataset, ...]
+    federations: tuple[Federation, ...]
+    partitions: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    tuning_seed: int
+    tuning_federation: Federation
+    tuning_partition: str
+    alpha_over_rank: float
+    measured: int
+    most_clients: int
+    central_rank: int
+
+    def tuning_cells(self) -> list[Cell]:
+        """The cells that learning rates are chosen by, those of one base model together."""
+        return [
+            self._cell(
+                dataset,
+                row,
+                self.tuning_federation,
+                self.tuning_partition,
+                self.tuning_seed,
+                rate,
+                tuning=True,
+            )
+            for dataset in self.datasets
+            for row in (CENTRAL, LOCAL, *self.rows)
+            for rate in dataset.learning_rates
+        ]
+
+    def cells(self, rates: Mapping[tuple[str, Row], float]) -> list[Cell]:
+        """The cells of the figures, those of one base model together.
+
+        Args:
+            rates: From data set's name and row to the learning rate; rows that it lacks are left
+                out.
+
+        Returns:
+            The cells, each once.
+        """
+        found = [
+            self._cell(dataset, row, federation, partition, seed, rates[dataset.name, row])
+            for dataset in self.datasets
+            for seed in self.seeds
+            for federation in self.federations
+            for partition in self.partitions
+            for row in (CENTRAL, LOCAL, *self.rows)
+            if (dataset.name, row) in rates
+        ]
+        return list({cell.key: cell for cell in found}.values())
+
+    def cell(
+        self,
+        dataset: Dataset,
+        row: Row,
+        federation: Federation,
+        partition: str,
+        seed: int,
+        rate: float,
+    ) -> Cell:
+        """The cell of one figure; several figures may share the ends of the scale."""
+        return self._cell(dataset, row, federation, partition, seed, rate)
+
+    def _cell(
+        self,
+        dataset: Dataset,
+        row: Row,
+        federation: Federation,
+        partition: str,
+        seed: int,
+        rate: float,
+        *,
+        tuning: bool = False,
+    ) -> Cell:
+        if row in (CENTRAL, LOCAL):
+            # Nobody is sampled there; central training does not even see who has what.
+            rounds = self.tuning_federation.rounds
+            federation = replace(federation, fraction=1.0, rounds=rounds)
+        if row == CENTRAL:
+            federation = replace(federation, clients=1, ranks=(self.central_rank,))
+            partition = "iid"
+        return Cell(
+            dataset=dataset,
+            row=row,
+            federation=federation,
+            partition=partition,
+            seed=seed,
+            learning_rate=rate,
+            alpha_over_rank=self.alpha_over_rank,
+            measured=self.measured,
+            most_clients=self.most_clients,
+            tuning=tuning,
+        )
+
+
+def read_study(path: Path, *, reduced: bool) -> Study:
+    """Read the study's configuration.
+
+    Args:
+        path: The TOML file.
+        reduced: Whether to read its reduced form.
+
+    Returns:
+        The study.
+    """
+    told = tomllib.loads(path.read_text())
+    federations = tuple(
+        Federation(**_with_tuples(one)) for one in told["federations"]
+    )
+    tuning = told["tuning"]
+    seeds = told["seeds"]
+    tuned_on = next(
+        one for one in federations if (one.clients, one.fraction) == (tuning["clients"], 1.0)
+    )
+    if reduced:
+        seeds = told["reduced"]["seeds"]
+        federations = tuple(
+            one for one in federations if one.clients in told["reduced"]["clients"]
+        )
+    variants = [Row(**one) for one in told["variants"]]
+    methods = [Row(name=entry.name, method=entry.name) for entry in CATALOG]
+    return Study(
+        datasets=tuple(
+            Dataset(name=name, **_with_tuples(one)) for name, one in told["datasets"].items()
+        ),
+        federations=federations,
+        partitions=tuple(told["partitions"]),
+        seeds=tuple(seeds),
+        rows=(*methods, *variants),
+        tuning_seed=tuning["seed"],
+        tuning_federation=tuned_on,
+        tuning_partition=tuning["partition"],
+        alpha_over_rank=told["alpha_over_rank"],
+        measured=told["measured"],
+        most_clients=told["most_clients"],
+        central_rank=told["central_rank"],
+    )
+
+
+def _with_tuples(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(one) if isinstance(one, list) else one for key, one in table.items()}
+
+
+def best_rates(
+    study: Study, results: Mapping[str, Mapping[str, Any]]
+) -> dict[tuple[str, Row], float]:
+    """Choose each row's learning rate by its tuning cells.
+
+    Args:
+        study: The study.
+        results: From cells' keys to what they gave.
+
+    Returns:
+        From data set's name and row to the rate; a row with an unfinished tuning cell is absent.
+        Of a row that cannot run on a data set, the first rate.
+    """
+    found: dict[tuple[str, Row], list[tuple[float, float]]] = {}
+    missing: set[tuple[str, Row]] = set()
+    for cell in study.tuning_cells():
+        place = (cell.dataset.name, cell.row)
+        told = results.get(cell.key)
+        if told is None:
+            missing.add(place)
+            continue
+        worse = told.get(cell.dataset.measure, float("inf"))
+        if cell.dataset.measure == "accuracy":
+            worse = -told.get("accuracy", 0.0)
+        found.setdefault(place, []).append((worse, cell.learning_rate))
+    return {place: min(tried)[1] for place, tried in found.items() if place not in missing}
+
+
+def evenly(rounds: int, count: int) -> Sequence[int]:
+    """The rounds after which a run is measured: ``count`` of them, evenly, with the last."""
+    return sorted({round(rounds * turn / count) for turn in range(1, count + 1)} - {0})
