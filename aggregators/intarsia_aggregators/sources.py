@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch
 from intarsia_client.errors import InputError
 from intarsia_client.opened import ModuleLayout, OpenedModules
 from intarsia_client.wire import Adapter, FloatArray
+from numpy.typing import NDArray
 
 from intarsia_aggregators.factors import product_norm
 
@@ -170,16 +170,18 @@ class ModuleTerms:
         Raises:
             InputError: If a number is not finite, or a source's product is beyond float32.
         """
-        begin = 0
-        for source, rank, weight in zip(self.sources, self.ranks, self.weights, strict=True):
-            part = slice(begin, begin + rank)
-            begin += rank
-            squares = float(squares_b[part].sum(dtype=torch.float64)) * float(
-                squares_a[part].sum(dtype=torch.float64)
-            )
-            # At least as large as the product's norm, and not a number where a factor has one.
-            if not math.sqrt(squares) * abs(weight) <= _LARGEST:
-                self.check_source(source)
+        norms = [self._source_norms(squares) for squares in (squares_b, squares_a)]
+        # At least as large as the products' norms, and not a number where a factor has one.
+        with np.errstate(invalid="ignore"):
+            bounds = norms[0] * norms[1] * np.abs(self.weights)
+        for index in np.flatnonzero(~(bounds <= _LARGEST)):
+            self.check_source(self.sources[index])
+
+    def _source_norms(self, squares: torch.Tensor) -> NDArray[np.float64]:
+        """Norms of each source's factor; of rank 0 that is the next one's, or nothing."""
+        ends = np.cumsum((0, *self.ranks))
+        sums = np.add.reduceat(np.append(squares.double().numpy(), 0.0), ends[:-1])
+        return np.asarray(np.sqrt(sums))
 
     def check_source(self, source: Source) -> None:
         """Read one source's factors and refuse what is not finite.

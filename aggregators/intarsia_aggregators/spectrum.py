@@ -36,7 +36,9 @@ _NEGLIGIBLE = 1e-12
 _DEPENDENT = 2e-15
 # A square is a direction's, and not rounding, from so many times the rounding on.
 _STANDS_OUT = 8.0
-_POWER_STEPS = 8
+_POWER_STEPS = 3
+# Up to so many terms a full decomposition is quick enough for any rank.
+_SMALL = 384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ def quick_spectrum(
         return None
     problem = _balanced(gram_b, gram_a, coefficients)
     directions = None
-    if len(gram_b) > 4 * block_width(rank):
+    if len(gram_b) > max(_SMALL, 4 * block_width(rank)):
         directions = _leading_directions(problem, rank)
     if directions is None:
         directions = _all_directions(problem, rank)
@@ -171,7 +173,9 @@ def _balanced(gram_b: torch.Tensor, gram_a: torch.Tensor, coefficients: torch.Te
     unit = largest**-0.5 if largest > 0.0 else 0.0
     scaled(gram_b, balance.left * unit)
     scaled(gram_a, balance.right * unit)
-    energy = float(torch.sum(gram_b * gram_a, dtype=torch.float64))
+    # Row by row, without the product's memory, and added up in float64.
+    rows = torch.bmm(gram_b[:, None, :], gram_a[:, :, None])
+    energy = float(rows.sum(dtype=torch.float64))
     rounding = torch.finfo(gram_b.dtype).eps * _top(gram_b) * _top(gram_a)
     return _Problem(gram_b, gram_a, balance, largest, max(energy, 0.0), rounding)
 

@@ -7,8 +7,12 @@ singular values and stays small below them, then rotated to the best directions 
 (Rayleigh-Ritz). A full decomposition of R directions costs 10 R^3 and more; this costs the
 polynomial's degree times the block's width times what one application costs.
 
-How far it is from the best is estimated from what the last stage still gained: a filter that lifts
-the last wanted direction g times over what is left out divides what is missing by g^2.
+How far it is from the best is estimated twice, and the larger counts. From the last stage's gain: a
+filter that lifts the last wanted direction g times over what is left out divides what is missing by
+g^2. And from the residuals: an approximate singular vector x with square theta, of which
+``W^T W x - theta x`` has the norm r, misses about r^2 / (theta - mu) to directions outside the
+block, whose squares are at most mu. The one trusts that every direction had its part in the block,
+the other that no direction is still a mixture of many.
 """
 
 from __future__ import annotations
@@ -21,11 +25,19 @@ import torch
 
 # A block's directions below this share of its largest, squared, are rounding.
 _DEPENDENT = {torch.float32: 1e-5, torch.float64: 1e-12}
-# Beyond this lift of the largest direction over the last wanted one, rounding drowns the latter.
-_STEEPEST = {torch.float32: 1e7, torch.float64: 1e12}
-_WANTED_LIFT = 30.0
+# From this share on a block is far enough from dependent that its squares can be believed.
+_SOUND = 1e-3
+# A product of which less than this share of the energy is left out has no more directions.
+_NOTHING = 1e-12
+# Squares beyond so many times the last wanted one's need no polynomial to stand out.
+_FAR = 10.0
+# Beyond this lift of the largest direction over the last wanted one, what the latter has of the
+# former drowns it.
+_STEEPEST = 1e4
+# How far one filter may be asked to lift the last wanted direction over what is left out.
+_SMALLEST_LIFT, _LARGEST_LIFT = 1.5, 16.0
 _HIGHEST_DEGREE = 12
-_MOST_STAGES = 12
+_MOST_STAGES = 10
 
 
 class Operator(Protocol):
@@ -59,14 +71,44 @@ class Leading:
 
 
 @dataclass(frozen=True)
+class _Ritz:
+    """The best approximate singular vectors within a block's span, largest first.
+
+    ``residuals`` are what the product makes of them less their squares times themselves; the
+    images are the metric's. ``sound`` says that the block was so far from dependent that none of
+    it is rounding.
+    """
+
+    vectors: torch.Tensor
+    images: torch.Tensor
+    residuals: torch.Tensor
+    residual_images: torch.Tensor
+    squares: torch.Tensor
+    sound: bool
+
+    def missing(self, count: int) -> float:
+        """Estimate of the energy that the first ``count`` of them miss to those outside."""
+        sizes = torch.sum(self.residuals * self.residual_images, dim=0)[:count].double()
+        norms = sizes.clamp_min(0.0).sqrt()
+        gaps = self.squares[:count] - self.squares[-1]
+        # A square is off by no more than the residual's norm, however small the gap.
+        return float((norms.square() / (gaps + norms).clamp_min(1e-300)).sum())
+
+
+@dataclass(frozen=True)
 class _Filter:
-    """A Chebyshev polynomial that is small on [0, cut]."""
+    """A Chebyshev polynomial that is small on [0, cut], for squares up to ``far``."""
 
     degree: int
     cut: float
+    far: float
 
     def size(self, square: float) -> float:
         return _chebyshev(self.degree, 2.0 * square / self.cut - 1.0)
+
+    def lift(self, squares: torch.Tensor, count: int) -> float:
+        """How far it lifts the last wanted direction over the last of the block."""
+        return self.size(float(squares[count - 1])) / self.size(float(squares[-1]))
 
 
 def block_width(count: int) -> int:
@@ -91,37 +133,46 @@ def leading_directions(
         The directions, at most ``count``; fewer where the product has no more that are not
         rounding.
     """
-    block = operator.begin(min(size, block_width(count)))
+    width = min(size, block_width(count))
+    block = operator.begin(width)
     applied: _Filter | None = None
-    before = math.inf
+    converged, before = False, 0.0
     for _ in range(_MOST_STAGES):
-        image = operator.metric(block)
-        block, image, twice, squares = _best_of_span(block, image, operator.apply(block, image))
-        if len(squares) == 0:
-            return Leading(block=block, image=image, squares=squares, converged=True)
-        kept = float(squares[:count].sum())
-        left_out = max(energy - kept, 0.0)
-        done = len(squares) <= count
-        if applied is not None and not done:
-            lift = applied.size(float(squares[count - 1])) / applied.size(float(squares[-1]))
-            missing = max(kept - before, 0.0) / max(lift**2 - 1.0, 0.01)
-            done = missing <= tolerance * left_out
-        if done:
+        ritz = _best_of_span(operator, block)
+        outside = max(energy - float(ritz.squares.sum()), 0.0)
+        if len(ritz.squares) <= count:
+            converged = outside <= _NOTHING * energy
+            if converged:
+                break
+            moved = ritz.residuals + ritz.vectors * ritz.squares.to(block.dtype)
+            block = _refilled(operator, moved, width)
+            continue
+        kept = float(ritz.squares[:count].sum())
+        allowed = tolerance * max(energy - kept, 0.0)
+        missing = ritz.missing(count)
+        if applied is not None:
+            lift = applied.lift(ritz.squares, count)
+            missing = max(missing, max(kept - before, 0.0) / max(lift**2 - 1.0, 0.01))
+        # No more can be missing than lies outside the block.
+        converged = ritz.sound and min(missing if applied else outside, outside) <= allowed
+        if converged:
             break
-        before = kept
-        applied = _chosen_filter(squares, count, block.dtype)
-        block = _filtered(operator, block, twice, applied, float(squares[0]))
+        wanted = 2.0 * math.sqrt(missing / allowed) if allowed > 0.0 else _LARGEST_LIFT
+        applied, before = _chosen_filter(ritz.squares, count, wanted), kept
+        block = _refilled(operator, _filtered(operator, ritz, applied), width)
     return Leading(
-        block=block[:, :count], image=image[:, :count], squares=squares[:count], converged=done
+        block=ritz.vectors[:, :count],
+        image=ritz.images[:, :count],
+        squares=ritz.squares[:count],
+        converged=converged,
     )
 
 
-def _best_of_span(
-    block: torch.Tensor, image: torch.Tensor, twice: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rotate a block to the singular vectors of the product within its span (Rayleigh-Ritz)."""
-    inner = _symmetric(block.T @ image)
-    outer = _symmetric(image.T @ twice)
+def _best_of_span(operator: Operator, block: torch.Tensor) -> _Ritz:
+    """Turn a block into the best approximate singular vectors of its span (Rayleigh-Ritz)."""
+    image = operator.metric(block)
+    moved = operator.apply(block, image)
+    inner, outer = _symmetric(block.T @ image), _symmetric(image.T @ moved)
     scale = inner.diagonal().clamp_min(1e-300).rsqrt()
     values, vectors = torch.linalg.eigh(scale[:, None] * inner * scale)
     held = values > _DEPENDENT[block.dtype] * values[-1].clamp_min(1e-300)
@@ -129,40 +180,76 @@ def _best_of_span(
     squares, rotation = torch.linalg.eigh(_symmetric(basis.T @ outer @ basis))
     positive = squares > 0.0
     turn = (basis @ rotation[:, positive]).flip(1).to(block.dtype)
-    return block @ turn, image @ turn, twice @ turn, squares[positive].flip(0)
+    squares = squares[positive].flip(0)
+    vectors = block @ turn
+    residuals = moved @ turn - vectors * squares.to(block.dtype)
+    return _Ritz(
+        vectors=vectors,
+        images=image @ turn,
+        residuals=residuals,
+        residual_images=operator.metric(residuals),
+        squares=squares,
+        sound=len(squares) == block.shape[1] and float(values[0]) >= _SOUND * float(values[-1]),
+    )
 
 
-def _chosen_filter(squares: torch.Tensor, count: int, kind: torch.dtype) -> _Filter:
-    cut, last, first = float(squares[-1]), float(squares[count - 1]), float(squares[0])
+def _chosen_filter(squares: torch.Tensor, count: int, lift: float) -> _Filter:
+    """The lowest degree that lifts as wanted, as far as rounding allows."""
+    cut, last = float(squares[-1]), float(squares[count - 1])
+    first = min(float(squares[0]), _FAR * last)
     growth = math.acosh(max(2.0 * last / cut - 1.0, 1.0 + 1e-6))
-    degree = min(max(math.ceil(math.acosh(_WANTED_LIFT) / growth), 1), _HIGHEST_DEGREE)
+    wanted = math.acosh(min(max(lift, _SMALLEST_LIFT), _LARGEST_LIFT))
+    degree = min(max(math.ceil(wanted / growth), 1), _HIGHEST_DEGREE)
     while degree > 1:
-        filter_ = _Filter(degree, cut)
-        if filter_.size(first) <= _STEEPEST[kind] * filter_.size(last):
+        polynomial = _Filter(degree, cut, _FAR * last)
+        if polynomial.size(first) <= _STEEPEST * polynomial.size(last):
             break
         degree -= 1
-    return _Filter(degree, cut)
+    return _Filter(degree, cut, _FAR * last)
 
 
-def _filtered(
-    operator: Operator,
-    block: torch.Tensor,
-    twice: torch.Tensor,
-    polynomial: _Filter,
-    largest: float,
-) -> torch.Tensor:
-    """The polynomial of the product times a block, scaled to 1 at the largest direction."""
+def _filtered(operator: Operator, ritz: _Ritz, polynomial: _Filter) -> torch.Tensor:
+    """The polynomial of the product times approximate singular vectors.
+
+    What little the others have of those far above would outgrow them: it is taken out at each
+    step, and those far above, which need no polynomial, are multiplied by the product once.
+    """
+    squares = ritz.squares.to(ritz.vectors.dtype)
+    far = int((ritz.squares > polynomial.far).sum())
+    above, its_image = ritz.vectors[:, :far], ritz.images[:, :far]
     half = polynomial.cut / 2.0
-    first = 1.0 / (2.0 * largest / polynomial.cut - 1.0)
-    scale, earlier = first, block
-    current = torch.sub(twice, block, alpha=half).mul_(first / half)
-    for _ in range(1, polynomial.degree):
+    first = 1.0 / (2.0 * float(squares[far]) / polynomial.cut - 1.0)
+    scale, earlier = first, ritz.vectors[:, far:]
+    # The product less half the cut, of what it was already applied to, and the metric of that.
+    shift, unit = squares[far:] - half, first / half
+    current = torch.addcmul(ritz.residuals[:, far:], earlier, shift).mul_(unit)
+    image = torch.addcmul(ritz.residual_images[:, far:], ritz.images[:, far:], shift).mul_(unit)
+    for step in range(1, polynomial.degree):
         following = 1.0 / (2.0 / first - scale)
-        moved = operator.apply(current, operator.metric(current))
+        if step > 1:
+            image = operator.metric(current)
+        moved = operator.apply(current, image)
         moved.sub_(current, alpha=half).mul_(2.0 * following / half)
         moved.sub_(earlier, alpha=scale * following)
+        if far:
+            moved.sub_(above @ (its_image.T @ moved))
         earlier, current, scale = current, moved, following
-    return current
+    if not far:
+        return current
+    return torch.cat([ritz.residuals[:, :far] + above * squares[:far], current], dim=1)
+
+
+def _refilled(operator: Operator, block: torch.Tensor, width: int) -> torch.Tensor:
+    """Put new directions, apart from a block's, where rounding made some dependent."""
+    lacking = width - block.shape[1]
+    if lacking == 0:
+        return block
+    fresh = operator.begin(width)[:, :lacking]
+    image = operator.metric(block)
+    scale = torch.sum(block * image, dim=0).clamp_min(1e-30).rsqrt()
+    inner = _symmetric(scale[:, None] * (block.T @ image) * scale)
+    share = torch.linalg.pinv(inner, hermitian=True) @ (scale[:, None] * (image.T @ fresh)).double()
+    return torch.cat([block, fresh - block @ (scale[:, None] * share.to(block.dtype))], dim=1)
 
 
 def _chebyshev(degree: int, at: float) -> float:

@@ -26,8 +26,6 @@ from intarsia_client.files import bytes_digest
 from intarsia_client.messages import (
     METRICS,
     abstention_content,
-    broadcast_of,
-    broadcast_record,
     read_train_content,
     update_content,
 )
@@ -100,8 +98,7 @@ def train(message: Message, context: Context) -> Message:
     if manifest.privacy is not None:
         _remember(context, [*history, manifest.privacy])
     if not outcome.state.is_empty:
-        record = broadcast_record(outcome.state.to_bytes())
-        context.state.array_records[_STATE] = record
+        context.state.config_records[_STATE] = ConfigRecord({"file": outcome.state.to_bytes()})
     # How long private training took depends on the records, outside of what is accounted for.
     metrics = {} if manifest.privacy else {"seconds": time.perf_counter() - begun}
     content = update_content(manifest, outcome.encoded, metrics)
@@ -220,8 +217,9 @@ def _decoded(received: _Received) -> Adapter:
 
 
 def _state(context: Context) -> ClientState:
-    record = context.state.array_records.get(_STATE)
-    return ClientState() if record is None else ClientState.from_bytes(broadcast_of(record))
+    record = context.state.config_records.get(_STATE, ConfigRecord())
+    kept = record.get("file")
+    return ClientState.from_bytes(kept) if isinstance(kept, bytes) else ClientState()
 
 
 def _base(assignment: TrainAssignment) -> BaseModel:

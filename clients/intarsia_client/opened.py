@@ -250,6 +250,23 @@ class _OpenedTensors(Mapping[str, FloatArray]):
         return name in self._places
 
 
+def module_layouts(adapter: Adapter) -> dict[str, ModuleLayout]:
+    """What the factors of an adapter's modules are.
+
+    Args:
+        adapter: The adapter; of an opened one nothing is read.
+
+    Returns:
+        From each module to its layout.
+    """
+    if isinstance(adapter.modules, OpenedModules):
+        return dict(adapter.modules.layouts)
+    return {
+        name: ModuleLayout(rank=factors.rank, shape=factors.shape, scaling=factors.scaling)
+        for name, factors in adapter.modules.items()
+    }
+
+
 def open_adapter(directory: Path) -> Adapter:
     """Open a PEFT adapter directory.
 

@@ -16,8 +16,8 @@ mapped before they are used again:
   the map did not guess is corrected within one round.
 
 Moments of a module whose rank or scaling changed, or of a factor whose counterpart is zero, begin
-anew. The state holds six numbers for each trained one of a factor, counting the factors left, and
-two for each of the head; it does not grow with the rounds.
+anew. The state holds three numbers for each one of the factors (the factor as it was left and two
+moments) and two for each of the head; it does not grow with the rounds.
 
 It contains nothing but what followed from gradients that the client could have sent: with private
 training it is post-processing, and costs no privacy.

@@ -6,6 +6,7 @@ adapter, byte for byte: its digest does not tell how it was written.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from types import TracebackType
 import numpy as np
 
 from intarsia_client.files import file_digest, write_bytes
-from intarsia_client.opened import ModuleLayout
+from intarsia_client.opened import ModuleLayout, module_layouts
 from intarsia_client.peft_configuration import CONFIGURATION_FILE, adapter_configuration
 from intarsia_client.peft_files import TENSORS_FILE, encoded_digest
 from intarsia_client.peft_tensors import tensor_key
@@ -55,9 +56,7 @@ class AdapterWriter:
     def __init__(self, folder: Path, like: Adapter, layouts: Mapping[str, ModuleLayout]) -> None:
         self._folder = folder
         self._like = like
-        self._layouts = {
-            name: replace(layout, rank=max(layout.rank, 1)) for name, layout in layouts.items()
-        }
+        self._layouts = {name: _at_least_rank_one(layout) for name, layout in layouts.items()}
         self._ranks = {name: layout.rank for name, layout in self._layouts.items()}
         self._places, size = _places(self._layouts, like.dense)
         self._header = _header(self._places)
@@ -141,10 +140,7 @@ class AdapterWriter:
         if layouts != self._layouts:
             self._close_gaps(layouts)
         self.close()
-        modules = {name: _empty_factors(layout) for name, layout in layouts.items()}
-        configuration = json.dumps(
-            adapter_configuration(self._like, modules), indent=2, sort_keys=True
-        ).encode()
+        configuration = _configuration(self._like, layouts)
         write_bytes(self._folder / CONFIGURATION_FILE, configuration)
         return encoded_digest(configuration, file_digest(self._folder / TENSORS_FILE))
 
@@ -178,6 +174,45 @@ class AdapterWriter:
         while len(view):
             count = os.pwrite(self._descriptor, view, at)
             view, at = view[count:], at + count
+
+
+def opened_digest(adapter: Adapter) -> str:
+    """Digest of an adapter whose modules are read one at a time.
+
+    Args:
+        adapter: The adapter, opened or in memory.
+
+    Returns:
+        The same as :func:`intarsia_client.peft_files.adapter_digest`.
+
+    Raises:
+        InputError: If a number is not finite.
+        IntegrityError: If its file is not what it was.
+    """
+    layouts = module_layouts(adapter)
+    written = {name: _at_least_rank_one(layout) for name, layout in layouts.items()}
+    places, _ = _places(written, adapter.dense)
+    hasher = hashlib.sha256(_header(places))
+    keys = {_key(name, side): (name, side) for name in layouts for side in "AB"}
+    heads = {tensor_key(name): name for name in adapter.dense}
+    factors = None
+    for key, place in places.items():
+        if key in heads:
+            values = adapter.dense[heads[key]]
+        else:
+            name, side = keys[key]
+            # A module's A comes right before its B.
+            factors = adapter.modules[name] if side == "A" or factors is None else factors
+            values = factors.a if side == "A" else factors.b
+        held = values if values.size else np.zeros(place.shape, dtype=np.float32)
+        hasher.update(np.ascontiguousarray(held, dtype="<f4").data)
+    return encoded_digest(_configuration(adapter, written), f"sha256:{hasher.hexdigest()}")
+
+
+def _configuration(like: Adapter, layouts: Mapping[str, ModuleLayout]) -> bytes:
+    modules = {name: _empty_factors(layout) for name, layout in layouts.items()}
+    settings = adapter_configuration(like, modules)
+    return json.dumps(settings, indent=2, sort_keys=True).encode()
 
 
 def _take_room(descriptor: int, size: int) -> None:
@@ -222,6 +257,10 @@ def _header(places: Mapping[str, _Place]) -> bytes:
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+
+
+def _at_least_rank_one(layout: ModuleLayout) -> ModuleLayout:
+    return layout if layout.rank else replace(layout, rank=1, scaling=1.0)
 
 
 def _empty_factors(layout: ModuleLayout) -> LowRankFactors:

@@ -204,7 +204,9 @@ def _guard(settings: Settings, base: BaseModel) -> RobustGuard | None:
     root = None
     if settings.root:
         label = "label" if settings.labels else None
-        root = RootTraining(base, shard_from_file("server", Path(settings.root), label=label).records)
+        root = RootTraining(
+            base, shard_from_file("server", Path(settings.root), label=label).records
+        )
     return RobustGuard(settings.rule, settings.robust, root=root)
 
 
@@ -250,9 +252,7 @@ def _whole(config: Mapping[str, UserConfigValue], key: str, *, at_least: int) ->
     return value
 
 
-def _choice(
-    config: Mapping[str, UserConfigValue], key: str, choices: tuple[str, ...]
-) -> str:
+def _choice(config: Mapping[str, UserConfigValue], key: str, choices: tuple[str, ...]) -> str:
     value = config.get(key)
     if not isinstance(value, str) or value not in choices:
         known = ", ".join(choice or "nothing" for choice in choices)

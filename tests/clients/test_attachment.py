@@ -152,6 +152,21 @@ def test_gradients_reach_the_trainable_adapter_only(bases, make_adapter, name, f
         assert all(one.grad is None for one in frozen)
 
 
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("trained", ["a", "b", "none"])
+def test_a_frozen_factor_gets_no_gradient(bases, make_adapter, name, trained):
+    base = bases[name]
+    start = make_adapter(base, 4)
+    with attached(base, trainable=start, underneath=None, trained_factors=trained) as model:
+        output = model(input_ids=torch.tensor([[4, 40, 77]])).logits.square().sum()
+        if output.requires_grad:
+            output.backward()
+        sides = {"a": ".lora_A.", "b": ".lora_B."}
+        for key, parameter in model.named_parameters():
+            wanted = sides.get(trained, "none") in key or key.startswith(("classifier.", "score."))
+            assert parameter.requires_grad == wanted == (parameter.grad is not None), key
+
+
 def test_folding_spares_the_branch(bases, make_adapter):
     base = bases.llama
     adapter = make_adapter(base, 4)

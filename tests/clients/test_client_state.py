@@ -74,7 +74,7 @@ def test_a_damaged_state_is_named(cut: int) -> None:
     [
         (b"intarsia-client-state-1", b"intarsia-client-state-2"),
         (b"own/q/b", b"own/q/c"),
-        (b'optimizer.steps', b'optimizer.stepz'),
+        (b"optimizer.steps", b"optimizer.stepz"),
         (b"F32", b"F64"),
         (b"[4,2]", b"[2,4]"),
         (b"q/a.second", b"q/a.xxxxxx"),

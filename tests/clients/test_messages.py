@@ -1,6 +1,7 @@
 """What travels in Flower messages, there and back, through Flower's own encoding."""
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -51,8 +52,8 @@ def test_an_update_comes_as_it_went() -> None:
     record = adapter_record(ENCODED)
     assert adapter_of(record) == ENCODED
     manifest = ConfigRecord({"json": "{}"})
-    reply = Message(RecordDict({MANIFEST: manifest, ADAPTER: record}), 1, "train")
-    received = read_update_content(reply)
+    content = sent(RecordDict({MANIFEST: manifest, ADAPTER: record}))
+    received = read_update_content(cast(Message, SimpleNamespace(content=content)))
     assert (received.manifest, received.adapter) == (b"{}", ENCODED)
 
 

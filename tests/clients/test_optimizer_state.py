@@ -68,9 +68,9 @@ def test_no_other_orthogonal_map_is_nearer() -> None:
     left, start = factors(0), factors(7)
 
     def distance(r: NDArray[np.float64]) -> float:
-        return float(np.linalg.norm(r @ left.a - start.a) ** 2 + np.linalg.norm(
-            left.b @ r.T - start.b
-        ) ** 2)
+        return float(
+            np.linalg.norm(r @ left.a - start.a) ** 2 + np.linalg.norm(left.b @ r.T - start.b) ** 2
+        )
 
     best = best_rotation(left, start)
     np.testing.assert_allclose(best @ best.T, np.eye(RANK), atol=1e-12)

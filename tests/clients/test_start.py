@@ -187,9 +187,7 @@ def test_a_fresh_start_trains_rows_of_its_own() -> None:
 def test_a_subset_of_modules_leaves_the_others_underneath(kind: str) -> None:
     published = adapter(q=factors(6), v=factors(7, seed=1))
     start = client_start(published, rank=4, scaling=1.0, seed=0, kind=kind, modules=["v"])
-    alone = client_start(
-        adapter(v=published.modules["v"]), rank=4, scaling=1.0, seed=0, kind=kind
-    )
+    alone = client_start(adapter(v=published.modules["v"]), rank=4, scaling=1.0, seed=0, kind=kind)
     assert set(start.trainable.modules) == {"v"}
     assert equal(start.trainable.modules["v"], alone.trainable.modules["v"])
     frozen = start.underneath.modules["q"]
@@ -221,7 +219,9 @@ def test_where_only_a_is_shared_its_rows_count_without_b() -> None:
 
 def test_a_zero_row_of_a_is_no_direction() -> None:
     """PEFT has no rank 0; the one zero direction in its place must not be trained: it is dead."""
-    empty = LowRankFactors(a=np.zeros((1, 9), np.float32), b=np.zeros((12, 1), np.float32), scaling=1.0)
+    empty = LowRankFactors(
+        a=np.zeros((1, 9), np.float32), b=np.zeros((12, 1), np.float32), scaling=1.0
+    )
     start = client_start(adapter(q=empty), rank=2, scaling=1.0, seed=0, share="a")
     assert start.trainable.modules["q"].a.all()
 
@@ -291,9 +291,7 @@ def test_a_start_reads_one_module_at_a_time_and_keeps_none() -> None:
         read.append(name)
         return held[name]
 
-    published = Adapter(
-        base="b", task="causal-lm", modules=ComputedModules(held, reading)
-    )
+    published = Adapter(base="b", task="causal-lm", modules=ComputedModules(held, reading))
     start = client_start(published, rank=4, scaling=1.0, seed=0)
     assert read == []
     assert list(start.trainable.modules) == list("qkv") and "k" in start.underneath.modules

@@ -52,12 +52,12 @@ def test_the_header_comes_back() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_header_is_refused_in_one_line(data: bytes) -> None:
-    with pytest.raises(IntegrityError, match="^the file: ") as caught:
+    with pytest.raises(IntegrityError, match=r"^the file: ") as caught:
         split_tensor_file("the file", data)
     assert "\n" not in str(caught.value)
 
 
 def test_a_header_that_no_reader_takes_is_not_written() -> None:
     entry = TensorEntry(name="n" * MAX_HEADER_BYTES, kind="I8", shape=(1,))
-    with pytest.raises(InputError, match="tensor file's header: .* bytes"):
+    with pytest.raises(InputError, match=r"tensor file's header: .* bytes"):
         tensor_header([entry], {})

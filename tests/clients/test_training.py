@@ -18,8 +18,9 @@ from intarsia_client.privacy import BudgetExceeded, epsilon_of
 from intarsia_client.private_gradients import PrivateGradients
 from intarsia_client.records import Record
 from intarsia_client.shards import DataShard
-from intarsia_client.start import client_start
+from intarsia_client.start import assigned_start, client_start
 from intarsia_client.training import LocalTrainer
+from intarsia_client.transport import decode_update
 from intarsia_client.wire import Adapter, LowRankFactors, UpdateManifest
 
 PRIVATE = PrivacyParameters(unit="example", epsilon=8.0)
@@ -74,11 +75,15 @@ def assigned(model, adapter, **changes):
     return TrainAssignment(**{**values, **changes})
 
 
-def train(model, adapter, *, shard=SHARD, private_seed=None, history=(), **changes):
+def train(model, adapter, *, shard=SHARD, private_seed=None, history=(), state=None, **changes):
     return LocalTrainer(model).train(
         shard, assigned(model, adapter, **changes), adapter,
-        private_seed=private_seed, history=history,
+        private_seed=private_seed, history=history, state=state,
     )  # fmt: skip
+
+
+def factors_of(adapter, side):
+    return {name: getattr(one, side).tobytes() for name, one in adapter.modules.items()}
 
 
 def state(base):
@@ -368,6 +373,220 @@ class TestPrivateTraining:
             )
 
 
+EITHER = pytest.mark.parametrize(
+    "privacy", [PrivacyParameters(), PRIVATE], ids=["plain", "private"]
+)
+
+
+@EITHER
+class TestAssignedParts:
+    """Starts, factors, modules and encodings, each with and without privacy."""
+
+    @pytest.mark.parametrize("trained", ["a", "b"])
+    @pytest.mark.parametrize("upload", ["float32", "bfloat16", "int8"])
+    def test_a_frozen_factor_stays_and_is_not_sent(
+        self, bases, make_adapter, privacy, trained, upload
+    ):
+        base = bases.scorer
+        adapter = make_adapter(base, 6)
+        changes = {"trained_factors": trained, "upload": upload, "privacy": privacy}
+        done = train(base, adapter, private_seed=1, **changes)
+        start = assigned_start(adapter, assigned(base, adapter, **changes)).trainable
+        frozen = "b" if trained == "a" else "a"
+        assert factors_of(done.trained, frozen) == factors_of(start, frozen)
+        for name, before in factors_of(start, trained).items():
+            assert factors_of(done.trained, trained)[name] != before
+        received = decode_update(done.encoded, start, factors=trained)
+        assert factors_of(received, frozen) == factors_of(start, frozen)
+        assert factors_of(received, trained) == factors_of(done.update.adapter, trained)
+        if upload == "float32":
+            assert factors_of(received, trained) == factors_of(done.trained, trained)
+        both = train(base, adapter, private_seed=1, upload=upload, privacy=privacy)
+        assert len(done.encoded.tensors) < 0.75 * len(both.encoded.tensors)
+
+    def test_the_head_alone(self, bases, make_adapter, privacy):
+        base = bases.bert
+        adapter = make_adapter(base, 6)
+        before = state(base)
+        done = train(
+            base, adapter, private_seed=1, trained_factors="none", privacy=privacy,
+            training={"epochs": 3, "learning_rate": 5e-2},
+        )  # fmt: skip
+        start = client_start(adapter, rank=4, scaling=2.0, seed=0).trainable
+        for side in ("a", "b"):
+            assert factors_of(done.update.adapter, side) == factors_of(start, side)
+        for name, tensor in done.update.adapter.dense.items():
+            assert not np.array_equal(tensor, adapter.dense[name])
+        assert done.update.manifest.target_modules == tuple(sorted(adapter.modules))
+        assert len(done.encoded.tensors) < 4096
+        assert state(base) == before
+
+    @pytest.mark.parametrize("kind", ["residual", "prefix", "fresh"])
+    def test_each_start_trains_what_the_server_will_subtract(
+        self, bases, make_adapter, privacy, kind
+    ):
+        base = bases.llama
+        adapter = make_adapter(base, 6)
+        changes = {"start": kind, "privacy": privacy, "private_seed": 1}
+        still = train(base, adapter, training={"learning_rate": 0.0}, **changes)
+        start = assigned_start(adapter, assigned(base, adapter, start=kind)).trainable
+        for side in ("a", "b"):
+            assert factors_of(still.update.adapter, side) == factors_of(start, side)
+        assert train(base, adapter, **changes).encoded != still.encoded
+
+    def test_some_modules(self, bases, make_adapter, privacy):
+        base = bases.llama
+        adapter = make_adapter(base, 6)
+        some = tuple(name for name in adapter.modules if name.endswith("q_proj"))
+        done = train(
+            base, adapter, private_seed=1, target_modules=some, privacy=privacy, upload="int8"
+        )
+        assert tuple(done.update.adapter.modules) == some
+        assert done.update.manifest.target_modules == tuple(sorted(some))
+        start = client_start(adapter, rank=4, scaling=2.0, seed=0, modules=some).trainable
+        assert set(decode_update(done.encoded, start).modules) == set(some)
+
+    @pytest.mark.parametrize("upload", ["bfloat16", "int8"])
+    def test_the_encoding_changes_nothing_of_the_training(
+        self, bases, make_adapter, privacy, upload
+    ):
+        """Nor the noise: the same round in another encoding is no second look at the records."""
+        base = bases.llama
+        adapter = make_adapter(base, 6)
+        options = {"privacy": privacy, "private_seed": 5}
+        plain = train(base, adapter, **options)
+        other = train(base, adapter, upload=upload, broadcast_digest="sha256:x", **options)
+        for side in ("a", "b"):
+            assert factors_of(other.trained, side) == factors_of(plain.trained, side)
+        start = client_start(adapter, rank=4, scaling=2.0, seed=0).trainable
+        received = decode_update(other.encoded, start)
+        for name, one in received.modules.items():
+            wanted = plain.trained.modules[name].product()
+            change = wanted - start.modules[name].product()
+            error = np.linalg.norm(one.product() - wanted)
+            limit = 0.02 * np.linalg.norm(change) + 4e-3 * np.linalg.norm(wanted)
+            assert error < (limit if upload == "bfloat16" else 0.02 * np.linalg.norm(change))
+            assert one.b.tobytes() == other.update.adapter.modules[name].b.tobytes()
+        assert other.state.is_empty == (upload == "bfloat16")
+
+    def test_what_int8_lost_goes_into_the_next_round(self, bases, make_adapter, privacy):
+        base = bases.llama
+        adapter = make_adapter(base, 6)
+        options = {"privacy": privacy, "private_seed": 5, "upload": "int8"}
+        first = train(base, adapter, **options)
+        plain = train(base, adapter, round=2, **options)
+        fed = train(base, adapter, round=2, state=first.state, **options)
+        for side in ("a", "b"):
+            assert factors_of(fed.trained, side) == factors_of(plain.trained, side)
+        assert fed.encoded != plain.encoded
+        name = next(iter(adapter.modules))
+        owed = first.trained.modules[name].product() - first.update.adapter.modules[name].product()
+        owed += fed.trained.modules[name].product()
+        later = np.linalg.norm(owed - fed.update.adapter.modules[name].product())
+        unfed = np.linalg.norm(owed - plain.update.adapter.modules[name].product())
+        assert later < 0.9 * unfed
+
+    def test_the_own_b_stays_and_is_trained_on(self, bases, make_adapter, privacy):
+        base = bases.llama
+        adapter = make_adapter(base, 4)
+        zero = {name: replace(one, b=0.0 * one.b) for name, one in adapter.modules.items()}
+        shared = replace(adapter, modules=zero)
+        options = {"privacy": privacy, "private_seed": 5, "shared_factors": "a"}
+        first = train(base, shared, **options)
+        start = assigned_start(shared, assigned(base, shared, shared_factors="a")).trainable
+        assert factors_of(start, "a") == factors_of(shared, "a")
+        # What is sent has the start's B, which is zero, and the trained A.
+        received = decode_update(first.encoded, start, factors="a")
+        assert not any(one.b.any() for one in received.modules.values())
+        assert factors_of(received, "a") == factors_of(first.trained, "a")
+        assert all(one.b.any() for one in first.trained.modules.values())
+        # The next round goes on with the client's own B, on whatever A is shared by then.
+        still = train(
+            base, shared, round=2, state=first.state, training={"learning_rate": 0.0}, **options
+        )
+        for name, one in still.trained.modules.items():
+            np.testing.assert_allclose(one.b, first.trained.modules[name].b, rtol=1e-6)
+            np.testing.assert_array_equal(one.a, shared.modules[name].a)
+        assert factors_of(still.update.adapter, "b") == factors_of(start, "b")
+
+    def test_kept_moments_take_part(self, bases, make_adapter, privacy):
+        base = bases.bert
+        adapter = make_adapter(base, 6)
+        options = {"privacy": privacy, "private_seed": 5, "training": {"keep_optimizer": True}}
+        first = train(base, adapter, **options)
+        plain = train(base, adapter, privacy=privacy, private_seed=5)
+        if privacy.unit == "none":
+            assert first.encoded == plain.encoded
+        assert plain.state.is_empty and not first.state.is_empty
+        kept = first.state.optimizer
+        assert set(kept.modules) == set(adapter.modules) and set(kept.dense) == set(adapter.dense)
+        steps = int(first.update.manifest.metrics["steps"])
+        assert kept.steps == steps == kept.modules[next(iter(adapter.modules))].a.steps
+        again = [train(base, adapter, round=2, state=one, **options) for one in (first.state, None)]
+        assert again[0].encoded != again[1].encoded
+        assert again[0].state.optimizer.steps == steps
+        moments = again[0].state.optimizer.modules[next(iter(adapter.modules))].b
+        assert moments.steps == 2 * steps
+        # What is kept does not grow.
+        sizes = [len(one.state.to_bytes()) for one in (first, again[0])]
+        assert abs(sizes[1] - sizes[0]) < 100
+
+
+class TestKeptMoments:
+    def test_a_round_in_two_halves_is_one_round(self, bases):
+        """With moments kept and nobody else taking part, cutting a round changes little."""
+        base = bases.llama
+        start = empty_adapter(base)
+        training = {
+            "batch_size": 18, "schedule": "constant", "max_gradient_norm": 0.0, "epochs": 4,
+            "learning_rate": 2e-3,
+        }  # fmt: skip
+        whole = train(base, start, training=training).trained
+
+        def halves(keep):
+            half = {**training, "epochs": 2, "keep_optimizer": keep}
+            first = train(base, start, training=half)
+            return train(base, first.trained, training=half, round=1, state=first.state).trained
+
+        def distance(one):
+            return (
+                sum(
+                    np.linalg.norm(one.modules[name].product() - whole.modules[name].product()) ** 2
+                    for name in whole.modules
+                )
+                ** 0.5
+            )
+
+        assert distance(halves(True)) < 0.35 * distance(halves(False))
+
+    def test_alternating_factors_keep_the_moments_of_both(self, bases, make_adapter):
+        base = bases.llama
+        adapter = make_adapter(base, 4)
+        training = {"keep_optimizer": True}
+        first = train(base, adapter, training=training, trained_factors="b")
+        name = next(iter(adapter.modules))
+        assert first.state.optimizer.modules[name].a is None
+        second = train(
+            base, adapter, training=training, trained_factors="a", state=first.state, round=2
+        )
+        kept = second.state.optimizer.modules[name]
+        assert kept.a is not None and kept.b is not None
+        np.testing.assert_allclose(
+            kept.b.first, first.state.optimizer.modules[name].b.first, rtol=0.5, atol=1e-2
+        )
+
+    def test_another_state_gets_other_noise(self, bases, make_adapter):
+        base, adapter = bases.llama, make_adapter(bases.llama, 4)
+        loud = PrivacyParameters(unit="example", noise_multiplier=50.0)
+        options = {"privacy": loud, "private_seed": 3, "training": {"keep_optimizer": True}}
+        first = train(base, adapter, **options)
+        moved = []
+        for kept in (None, first.state):
+            done = train(base, adapter, round=2, state=kept, **options).state.optimizer
+            moved.append(np.concatenate([one.a.first.ravel() for one in done.modules.values()]))
+        assert abs(np.corrcoef(moved)[0, 1]) < 0.5
+
+
 class TestCheckAssignment:
     @pytest.mark.parametrize(
         ("changes", "word"),
@@ -375,7 +594,16 @@ class TestCheckAssignment:
             ({"base_digest": "sha256:other"}, "base_digest"),
             ({"task": "sequence-classification"}, "task"),
             ({"labels": ("a", "b")}, "labels"),
-            ({"target_modules": ("q_proj",)}, "target_modules"),
+            ({"target_modules": ("q_proj",)}, "target_modules: q_proj; name modules of"),
+            ({"target_modules": ()}, "target_modules: none"),
+            ({"start": "warm"}, "assignment start: warm; choose one of residual"),
+            ({"trained_factors": "c"}, "assignment trained_factors: c; choose one of both"),
+            ({"shared_factors": "b"}, "assignment shared_factors: b; choose one of both, a"),
+            ({"upload": "int4"}, "assignment upload: int4; choose one of float32"),
+            ({"trained_factors": "none"}, "trained_factors: none; a causal-lm has no head"),
+            ({"trained_factors": "b", "shared_factors": "a"}, "trained_factors: b; train A where"),
+            ({"start": "fresh", "shared_factors": "a"}, "assignment start: fresh; a client's own"),
+            ({"start": "fresh", "training": {"keep_optimizer": True}}, r"train\.keep_optimizer: T"),
             ({"client": "bay"}, "client"),
             ({"rank": 33}, "rank for"),
             ({"training": {"epochs": 0}}, r"train\.epochs"),

@@ -210,6 +210,8 @@ def run_config(output: Path) -> dict[str, Any]:
         "base": str(BASE), "output": str(output), "rounds": 2, "ranks": "2,4", "batch-size": 2,
         "target-modules": "q_proj,v_proj", "learning-rate": 1e-2, "max-length": 24,
         "node-deadline-seconds": 120, "deadline-seconds": 120,
+        # Kept at the nodes and at the coordinator between rounds, and rounded on both ways.
+        "keep-optimizer": True, "broadcast-rank": 3, "upload": "int8", "download": "int8",
     }  # fmt: skip
     config = settings["tool"]["flwr"]["app"]["config"]
     assert given.keys() <= config.keys()

@@ -21,7 +21,7 @@ so cap them.
 
 Formal guarantee: if a share r < 1/2 of the weight is dishonest, wherever it lies, the median is
 within ``(1 - r) / sqrt(1 - 2 r)`` times the radius of any ball that holds all honest updates from
-that ball's centre (Minsker 2015, lemma 2.1), up to what the tolerance leaves.
+that ball's centre (Minsker 2015), up to what the tolerance leaves.
 
 Reference:
     Pillutla et al., Robust Aggregation for Federated Learning, 2019, arXiv:1912.13445.

@@ -8,8 +8,8 @@ file's bytes, and a cache or a byte-range request serves every rank from one fil
 Within a component the modules stand by falling rank, then by name, so that a module has the same
 place in every component. Three precisions: ``"float32"`` gives the adapter back bit for bit;
 ``"bfloat16"`` halves the bytes; ``"int8"`` writes blocks of 64 values with one float32 scale each
-(Dettmers et al. 2022, arXiv:2110.02861, quantise in blocks too), which suits factors whose A and
-B are of like size. A module whose B is zero throughout, as where only A is shared, leaves B out.
+(Dettmers et al. 2022, arXiv:2110.02861, quantise in blocks too). A module whose B is zero
+throughout, as where only A is shared, leaves B out.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,17 +11,21 @@ import click
 import typer
 from intarsia_client.errors import InputError
 
+from intarsia_platform.cli.counted_progress import counted_progress
 from intarsia_platform.cli.output import check_json_place, facts, present, table
 from intarsia_platform.cli.settings import IntarsiaCommand, Settings, settings_of
 
 if TYPE_CHECKING:
-    from intarsia_aggregators.offline import OfflineAggregate
     from intarsia_client.wire import Adapter
 
 DEFAULT_METHOD = "ledger"
 MOST_MODULES = 10
 
 _WEIGHT = "--weight"
+_LISTED = (
+    "name", "exact", "mixed_ranks", "linear", "starts", "upload_cost", "download_cost", "summary",
+    "source",
+)  # fmt: skip
 
 
 class AggregateCommand(IntarsiaCommand):
@@ -114,31 +119,22 @@ def aggregate_command(
     if out is None:
         raise InputError("--out", "missing", "name the folder to make")
     check_json_place(settings)
-    _check_method(method)
     _aggregate(settings, directories or [], out, weights or [], rank, method)
 
 
 def _list(settings: Settings) -> None:
     from intarsia_aggregators.catalog import CATALOG
 
-    names = ("name", "exact", "mixed_ranks", "summary", "source")
-    methods = [{name: getattr(entry, name) for name in names} for entry in CATALOG]
-    words = {True: "yes", False: "no"}
-    rows = [
-        [words[value] if isinstance(value, bool) else value for value in entry.values()]
-        for entry in methods
-    ]
-    headings = [name.replace("_", " ") for name in names]
+    methods = [{name: getattr(entry, name) for name in _LISTED} for entry in CATALOG]
+    rows = [[_cell(value) for value in method.values()] for method in methods]
+    headings = [name.replace("_", " ") for name in _LISTED]
     present(settings, {"methods": methods}, table(headings, rows))
 
 
-def _check_method(name: str) -> None:
-    from intarsia_aggregators.catalog import find_method
-
-    if find_method(name).name != DEFAULT_METHOD:
-        raise InputError(
-            "--method", f"{name} needs a federation's rounds", f"use {DEFAULT_METHOD} for folders"
-        )
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _aggregate(
@@ -149,58 +145,60 @@ def _aggregate(
     rank: int | None,
     method: str,
 ) -> None:
-    from intarsia_aggregators.offline import aggregate_adapters
-    from intarsia_client.peft_files import (
-        adapter_digest,
-        encode_adapter,
-        read_adapter,
-        write_encoded,
+    from intarsia_aggregators.offline import OfflineSum, write_sum
+    from intarsia_client.files import atomic_directory, write_bytes
+    from intarsia_client.opened import module_layouts, open_adapter
+
+    adapters = [open_adapter(directory) for directory in directories]
+    labels = [str(directory) for directory in directories]
+    whole = OfflineSum(adapters, labels=labels, weights=weights, rank=rank, method=method)
+    with atomic_directory(out) as folder:
+        with counted_progress("aggregating", "modules") as tell:
+            report = write_sum(whole, folder, tell)
+        manifest: dict[str, Any] = {
+            "format_version": 1,
+            "kind": "aggregate",
+            "digest": report.digest,
+            "base": whole.like.base,
+            "task": whole.like.task,
+            "method": method,
+            "parents": _digests(directories, adapters),
+            "weights": list(whole.weights),
+            "rank": report.rank,
+            "cut": report.cut,
+        }
+        text = json.dumps(manifest, indent=2, sort_keys=True)
+        write_bytes(folder / "intarsia.json", text.encode() + b"\n")
+    summary = {**manifest, "path": str(out.absolute()), "cut_total": report.cut_total}
+    ranks = [
+        max(layout.rank for layout in module_layouts(adapter).values()) for adapter in adapters
+    ]
+    present(
+        settings, summary, *_tables(list(zip(labels, ranks, whole.weights, strict=True)), summary)
     )
 
-    adapters = [read_adapter(directory) for directory in directories]
-    result = aggregate_adapters(adapters, weights=weights, rank=rank)
-    encoded = encode_adapter(result.adapter)
-    manifest: dict[str, Any] = {
-        "format_version": 1,
-        "kind": "aggregate",
-        "digest": encoded.digest,
-        "base": result.adapter.base,
-        "task": result.adapter.task,
-        "method": method,
-        "parents": [adapter_digest(adapter) for adapter in adapters],
-        "weights": list(result.weights),
-        "rank": result.adapter.rank,
-        "cut": result.cut,
-    }
-    write_encoded(out, encoded, manifest=manifest)
-    total = _total_cut(result)
-    summary = {**manifest, "path": str(out.absolute()), "cut_total": total}
-    present(settings, summary, *_tables(directories, adapters, result, summary))
+
+def _digests(directories: Sequence[Path], adapters: Sequence[Adapter]) -> list[str]:
+    """The parents' names in the registry, each of which takes another reading of its files."""
+    from intarsia_client.errors import IntegrityError
+    from intarsia_client.written import opened_digest
+
+    digests = []
+    with counted_progress("naming the adapters", "adapters") as tell:
+        for directory, adapter in zip(directories, adapters, strict=True):
+            try:
+                digests.append(opened_digest(adapter))
+            except (InputError, IntegrityError) as error:
+                thing = f"{directory}: {error.thing}"
+                raise type(error)(thing, error.value, error.remedy) from None
+            tell(len(digests), len(adapters))
+    return digests
 
 
-def _total_cut(result: OfflineAggregate) -> float:
-    """Share of all modules' squared norm that was cut, from what each kept and its own share."""
-    from intarsia_aggregators.factors import product_norm
-
-    kept = {name: product_norm(factors) ** 2 for name, factors in result.adapter.modules.items()}
-    whole = {name: kept[name] / (1.0 - cut) for name, cut in result.cut.items() if cut < 1.0}
-    everything = sum(whole.values())
-    return sum(whole[name] * result.cut[name] for name in whole) / everything if everything else 0.0
-
-
-def _tables(
-    directories: Sequence[Path],
-    adapters: Sequence[Adapter],
-    result: OfflineAggregate,
-    summary: dict[str, Any],
-) -> list[Any]:
-    rows = zip(directories, adapters, result.weights, strict=True)
+def _tables(sources: Sequence[tuple[str, int, float]], summary: dict[str, Any]) -> list[Any]:
+    rows = [(label, rank, f"{weight:.4g}") for label, rank, weight in sources]
     parts = [
-        table(
-            ["adapter", "rank", "weight"],
-            [(directory, adapter.rank, f"{weight:.4g}") for directory, adapter, weight in rows],
-            right="rank weight",
-        ),
+        table(["adapter", "rank", "weight"], rows, right="rank weight"),
         "",
         facts(
             {
@@ -211,14 +209,16 @@ def _tables(
             }
         ),
     ]
-    cut = sorted(result.cut.items(), key=lambda item: (-item[1], item[0]))
+    cut = sorted(summary["cut"].items(), key=lambda item: (-item[1], item[0]))
     largest = [(name, _share(share)) for name, share in cut[:MOST_MODULES] if share > 0.0]
     if largest:
         parts += ["", table([f"module, {len(largest)} of {len(cut)}", "cut"], largest, right="cut")]
     return parts
 
 
-def _share(share: float) -> str:
+def _share(share: float | None) -> str:
+    if share is None:
+        return "not known, a mean of factors is not the sum of the products"
     return "0, the sum is exact" if share == 0.0 else f"{100.0 * share:.3g} %"
 
 

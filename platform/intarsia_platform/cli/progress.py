@@ -286,11 +286,16 @@ def watching(signals: SignalKeeper) -> Iterator[RunWatch]:
     if not is_terminal(sys.stderr):
         yield PlainWatch(signals)
         return
-    with _display() as display:
+    with display_with_time_to_go() as display:
         yield TerminalWatch(signals, display)
 
 
-def _display() -> Progress:
+def display_with_time_to_go() -> Progress:
+    """Bars on standard error that say how long each still takes, and leave nothing behind.
+
+    Returns:
+        Rich's display, not started.
+    """
     from rich import progress
     from rich.text import Text
 

@@ -17,9 +17,10 @@ from intarsia_client.errors import InputError, IntarsiaError, IntegrityError, Re
 from intarsia_client.files import bytes_digest
 from intarsia_client.messages import ReceivedUpdate
 from intarsia_client.peft_files import EncodedAdapter
-from intarsia_client.start import assigned_start
 from intarsia_client.transport import decode_update
 from intarsia_client.wire import Adapter, LowRankFactors, PrivacySpend, UpdateManifest
+
+from intarsia_platform.federation.open_round import OpenRound
 
 # Room for names, JSON and the safetensors header beside the numbers themselves.
 _OVERHEAD_BYTES = 1 << 16
@@ -75,14 +76,14 @@ def weight_of(manifest: UpdateManifest, max_examples: int) -> float:
 
 
 def admit(
-    received: ReceivedUpdate, assignment: TrainAssignment, published: Adapter
+    received: ReceivedUpdate, assignment: TrainAssignment, open_round: OpenRound
 ) -> ValidatedUpdate:
     """Check one received update against what its client was asked to do.
 
     Args:
         received: Raw bytes from the client.
         assignment: The client's assignment.
-        published: The adapter that the round started from.
+        open_round: The round that is open.
 
     Returns:
         The validated update.
@@ -94,7 +95,7 @@ def admit(
             ``not-private`` or ``not-finite``.
     """
     client = assignment.client
-    limit = _size_limit(assignment, published)
+    limit = _size_limit(assignment, open_round)
     if received.adapter.size > limit or len(received.manifest) > _MAX_MANIFEST_BYTES:
         raise RefusedUpdate(
             "too-large", f"update of {client}", f"{received.size} bytes", f"send at most {limit}"
@@ -105,8 +106,8 @@ def admit(
         raise RefusedUpdate(
             "damaged", f"tensors of {client}", manifest.tensors_digest, "send the bytes it names"
         )
-    adapter = _decode(received.adapter, assignment, published)
-    _check_adapter(adapter, assignment, published)
+    adapter = _decode(received.adapter, assignment, open_round)
+    _check_adapter(adapter, assignment, open_round)
     return ValidatedUpdate(assignment=assignment, manifest=manifest, adapter=adapter)
 
 
@@ -132,11 +133,12 @@ def is_plausible(spend: PrivacySpend | None, assignment: TrainAssignment) -> boo
     )
 
 
-def _size_limit(assignment: TrainAssignment, published: Adapter) -> int:
-    shapes = [published.modules[name].shape for name in assignment.target_modules]
+def _size_limit(assignment: TrainAssignment, open_round: OpenRound) -> int:
+    shapes = [open_round.shapes[name] for name in assignment.target_modules]
+    head = open_round.broadcast.published.dense
     numbers = sum(assignment.rank * sum(shape) for shape in shapes)
-    numbers += sum(tensor.size for tensor in published.dense.values())
-    tensors = 2 * len(shapes) + len(published.dense)
+    numbers += sum(tensor.size for tensor in head.values())
+    tensors = 2 * len(shapes) + len(head)
     # Eight bytes a number, since a client may send float64.
     return 8 * numbers + _OVERHEAD_BYTES + 2 * _OVERHEAD_PER_TENSOR * tensors
 
@@ -184,9 +186,9 @@ def _check_manifest(manifest: UpdateManifest, assignment: TrainAssignment) -> No
         )
 
 
-def _decode(encoded: EncodedAdapter, assignment: TrainAssignment, published: Adapter) -> Adapter:
+def _decode(encoded: EncodedAdapter, assignment: TrainAssignment, open_round: OpenRound) -> Adapter:
     client = assignment.client
-    start = assigned_start(published, assignment).trainable
+    start = open_round.start(assignment)
     try:
         return decode_update(encoded, start, factors=assignment.sent_factors)
     except IntarsiaError as error:
@@ -196,7 +198,7 @@ def _decode(encoded: EncodedAdapter, assignment: TrainAssignment, published: Ada
         raise RefusedUpdate(reason, f"{client}: {error.thing}", error.value, error.remedy) from None
 
 
-def _check_adapter(adapter: Adapter, assignment: TrainAssignment, published: Adapter) -> None:
+def _check_adapter(adapter: Adapter, assignment: TrainAssignment, open_round: OpenRound) -> None:
     client = assignment.client
     odd = set(adapter.modules) ^ set(assignment.target_modules)
     if odd:
@@ -204,8 +206,9 @@ def _check_adapter(adapter: Adapter, assignment: TrainAssignment, published: Ada
             "wrong-shape", f"module of {client}", min(odd), "send exactly the assigned modules"
         )
     for name, factors in adapter.modules.items():
-        _check_module(name, factors, published.modules[name].shape, assignment)
+        _check_module(name, factors, open_round.shapes[name], assignment)
     found = {name: tensor.shape for name, tensor in adapter.dense.items()}
+    published = open_round.broadcast.published
     head = {name: tensor.shape for name, tensor in published.dense.items()}
     if found != head:
         raise RefusedUpdate("wrong-shape", f"head of {client}", found, f"send {head}")

@@ -66,7 +66,9 @@ def open_update(
     manifest = UpdateManifest.from_json(store.get(index[_MANIFEST_FILE]))
     assignments = [a for a in open_round.assignments.values() if a.client == manifest.client]
     if not assignments:
-        raise IntegrityError(f"update {digest}", manifest.client, "it is of no client of this round")
+        raise IntegrityError(
+            f"update {digest}", manifest.client, "it is of no client of this round"
+        )
     (assignment,) = assignments
     return ValidatedUpdate(
         assignment=assignment,

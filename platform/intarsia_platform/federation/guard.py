@@ -79,7 +79,9 @@ class RobustGuard:
         self._settings = settings
         self._root = root
         if self._entry.needs_root and root is None:
-            raise InputError("robust.root", repr(""), f"name records of the server's own for {rule}")
+            raise InputError(
+                "robust.root", repr(""), f"name records of the server's own for {rule}"
+            )
 
     @property
     def fewest(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from intarsia_aggregators.base import GlobalState
 from intarsia_client.assignment import TrainAssignment
@@ -34,6 +35,12 @@ class OpenRound:
     def state(self) -> GlobalState:
         """The global adapter that the round started from."""
         return GlobalState(published=self.broadcast.published, exact=self.exact)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """From each module to its (d_out, d_in)."""
+        modules = self.broadcast.published.modules
+        return {name: modules[name].shape for name in modules}
 
     def start(self, assignment: TrainAssignment) -> Adapter:
         """What a client trains from; clients that train alike share it, computed as it is read.

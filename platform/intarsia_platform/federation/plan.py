@@ -19,7 +19,6 @@ from intarsia_client.start import check_rank
 
 from intarsia_platform.planning.client_plan import ClientPlan
 
-
 # Directions of the ledger's broadcast for each of the largest client's.
 _BROADCAST_OVER_RANK = 2
 

@@ -331,9 +331,7 @@ class DurableFederation:
             + (f"; {len(rows)} asked, for example: {reasons[0]}" if reasons else ""),
         )
 
-    def _publish(
-        self, row: RoundRow, open_round: OpenRound, folder: Path, begun: float
-    ) -> None:
+    def _publish(self, row: RoundRow, open_round: OpenRound, folder: Path, begun: float) -> None:
         plan = self._strategy.plan
         made = self._strategy.aggregate(
             open_round,

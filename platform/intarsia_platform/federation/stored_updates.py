@@ -53,9 +53,7 @@ def _mapped(path: Path) -> bytes:
         return cast(bytes, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _opened_in_part(
-    settings: dict[str, Any], path: Path, start: Adapter, factors: str
-) -> Adapter:
+def _opened_in_part(settings: dict[str, Any], path: Path, start: Adapter, factors: str) -> Adapter:
     """One factor from the file, the other from the start; or the head alone."""
     reader = TensorReader(path)
     places = {parameter_of(key, settings): tensor for key, tensor in reader.tensors.items()}

@@ -208,7 +208,7 @@ class LoraStrategy(Strategy):
             received = read_update_content(reply)
         except IntarsiaError as error:
             raise RefusedUpdate("malformed", error.thing, error.value, error.remedy) from None
-        return admit(received, open_round.assignments[node], open_round.broadcast.published)
+        return admit(received, open_round.assignments[node], open_round)
 
     def weighted(self, open_round: OpenRound, update: ValidatedUpdate) -> WeightedUpdate:
         """An admitted update as aggregation takes it."""
@@ -216,9 +216,7 @@ class LoraStrategy(Strategy):
             open_round.start(update.assignment), max_examples=self.plan.max_examples
         )
 
-    def aggregate(
-        self, open_round: OpenRound, updates: Sequence[WeightedUpdate]
-    ) -> RoundAggregate:
+    def aggregate(self, open_round: OpenRound, updates: Sequence[WeightedUpdate]) -> RoundAggregate:
         """Add admitted updates up.
 
         Args:

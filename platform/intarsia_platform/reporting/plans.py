@@ -93,7 +93,7 @@ def plan_lines(plan: RankPlan, most: int) -> list[str]:
     for row in plan_rows(plan, most):
         named = dict(zip(HEADINGS, row.cells, strict=True))
         lines.append(
-            f"{row.client}: rank {named['rank']}, {named['modules']} modules, "
+            f"{printable(row.client)}: rank {named['rank']}, {named['modules']} modules, "
             f"{named['energy']} of the energy, {named['memory']}, {named['round']} a round"
         )
     return lines

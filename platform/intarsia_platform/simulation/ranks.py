@@ -67,7 +67,7 @@ def prepare_ranks(
         bounded = replace(given, ranks=ranks).using(method)
         planning = RankPlanning(
             clients=clients,
-            costs=_costs(bounded, profile),
+            costs=_costs(bounded, method, profile),
             round_seconds=configuration.resources.round_seconds,
             replan_rounds=configuration.lora.replan_rounds,
             all_modules=not method.adds_deltas,
@@ -95,17 +95,20 @@ def _check_method(method: CatalogEntry) -> None:
         )
 
 
-def _costs(plan: FederationPlan, profile: BaseProfile) -> CostModel:
+def _costs(plan: FederationPlan, method: CatalogEntry, profile: BaseProfile) -> CostModel:
     """What training costs under a plan, whichever factors a round trains."""
     trained = {plan.trained_factors(number) for number in (1, 2)}
-    full = max(min(shape) for shape in plan.target_modules.values())
-    # Where every round starts new directions, the broadcast grows until it holds all there are.
-    unbounded = full if plan.start == "fresh" else plan.largest_rank
+    received = plan.largest_rank
+    if method.name == "ledger":
+        received = plan.broadcast_rank
+    elif plan.start == "fresh":
+        # Every round adds new directions, until the broadcast holds all that there are.
+        received = max(min(shape) for shape in plan.target_modules.values())
     return CostModel(
         profile=profile,
         modules=tuple(plan.target_modules),
         exchange=Exchange(
-            broadcast_rank=plan.broadcast_rank or unbounded,
+            broadcast_rank=received,
             start=plan.start,
             upload=plan.upload,
             download=plan.download,

@@ -11,7 +11,7 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from intarsia_client.assignment import PRECISIONS
-from intarsia_client.errors import InputError, IntegrityError, IntarsiaError
+from intarsia_client.errors import InputError, IntarsiaError, IntegrityError
 from intarsia_client.transport import (
     broadcast_prefix_size,
     decode_broadcast,
@@ -103,9 +103,7 @@ def test_what_was_received_is_encoded_as_the_same_bytes(published: Adapter, prec
 
 @settings(deadline=None, max_examples=50)
 @given(adapters, st.sampled_from(PRECISIONS), st.integers(1, 8))
-def test_a_prefix_is_the_truncated_adapter(
-    published: Adapter, precision: str, rank: int
-) -> None:
+def test_a_prefix_is_the_truncated_adapter(published: Adapter, precision: str, rank: int) -> None:
     data = encode_broadcast(published, precision)
     size = broadcast_prefix_size(data, rank)
     whole = decode_broadcast(data)
@@ -285,11 +283,11 @@ def bad_modules() -> list[tuple[str, bytes]]:
         ("more metadata", metadata_changed(more="1")),
         ("no metadata", rewritten(lambda header: header.pop("__metadata__"))),
         ("metadata a list", rewritten(lambda header: header.update(__metadata__=[]))),
-        ("more tensors", rewritten(lambda header: header.update(x=header["component.000000.scales"]))),
+        ("more tensors", rewritten(lambda h: h.update(x=h["component.000000.scales"]))),
         ("fewer tensors", rewritten(lambda header: header.pop("component.000008.scales"))),
         ("head a list", rewritten(lambda header: header.update({"dense.score.weight": []}))),
         ("head shape text", rewritten(lambda h: h["dense.score.weight"].update(shape="23"))),
-        ("head shape huge", rewritten(lambda h: h["dense.score.weight"].update(shape=[1 << 30] * 9))),
+        ("head shape huge", rewritten(lambda h: h["dense.score.weight"].update(shape=[2**30] * 9))),
         ("head dtype", rewritten(lambda h: h["dense.score.weight"].update(dtype="F64"))),
         ("head offsets", rewritten(lambda h: h["dense.score.weight"].update(data_offsets=[0, 28]))),
         ("spaces", b"%b" % (rewritten(lambda _: None)[:8] + b" " + rewritten(lambda _: None)[9:])),
@@ -314,7 +312,8 @@ def test_a_header_that_is_not_true_is_refused_in_one_line(data: bytes) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\0" * 7, b"\0" * 8, b"\xff" * 8, b"\xff" * 64, (1 << 20).to_bytes(8, "little") + b"{}",
+        b"", b"\0" * 7, b"\0" * 8, b"\xff" * 8, b"\xff" * 64,
+        (1 << 20).to_bytes(8, "little") + b"{}",
         (2).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"[]",
         (4).to_bytes(8, "little") + b"null", (2).to_bytes(8, "little") + b"\xff\xff",
         (200_000).to_bytes(8, "little") + b"[" * 200_000,

@@ -74,16 +74,18 @@ def test_the_sum_of_what_arrives_stays_near_the_true_sum(factors: str, seed: int
     assert fed[-1] < 0.5 * without[-1]
 
 
-@pytest.mark.parametrize("factors", ["a", "b"])
+@pytest.mark.parametrize("factors", ["both", "a", "b"])
 def test_what_is_missing_is_what_is_carried(factors: str) -> None:
+    """Exactly, as long as the bound of the rank cuts nothing."""
     carried, missing = CarriedError(), np.zeros((80, 96))
-    for start, trained in rounds(factors, 5):
+    for number, (start, trained) in enumerate(rounds(factors, 5)):
         encoded, carried = encode_with_feedback(trained, start, carried, factors=factors)
         missing += product(trained) - product(decode_update(encoded, start, factors=factors))
         owed = carried.modules["q"]
         assert owed.rank <= 2 * RANK and owed.scaling == 1.0
-        # What the bound of the rank cuts, over all rounds, is a small part of it.
-        assert np.linalg.norm(owed.product() - missing) < 0.1 * np.linalg.norm(missing)
+        if number < (1 if factors == "both" else 2):
+            error = np.linalg.norm(owed.product() - missing)
+            assert error < 1e-4 * np.linalg.norm(missing)
 
 
 def test_a_constant_small_drift_arrives() -> None:
@@ -162,9 +164,7 @@ def test_what_is_owed_arrives_even_if_nothing_is_trained_then() -> None:
 def test_modules_that_are_not_trained_keep_what_they_owe() -> None:
     start, trained = next(rounds("both", 6))
     _, carried = encode_with_feedback(trained, start, CarriedError())
-    renamed = [
-        replace(one, modules={"v": one.modules["q"]}, dense={}) for one in (trained, start)
-    ]
+    renamed = [replace(one, modules={"v": one.modules["q"]}, dense={}) for one in (trained, start)]
     _, later = encode_with_feedback(renamed[0], renamed[1], carried)
     assert set(later.modules) == {"q", "v"}
     assert later.modules["q"] is carried.modules["q"]
@@ -200,9 +200,7 @@ def test_corrections_stay_in_proportion(seed: int, factors: str, size: float, de
     start = with_factors(a, b, head)
     moved_a = 10.0**size * normal(generator, *a.shape) if factors != "b" else 0.0 * a
     moved_b = 10.0**size * normal(generator, *b.shape) if factors != "a" else 0.0 * b
-    trained = with_factors(
-        (a + moved_a).astype(np.float32), (b + moved_b).astype(np.float32), head
-    )
+    trained = with_factors((a + moved_a).astype(np.float32), (b + moved_b).astype(np.float32), head)
     change = np.linalg.norm(product(trained) - product(start))
     carried, owed = CarriedError(), 0.0
     for _ in range(6):

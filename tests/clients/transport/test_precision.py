@@ -88,9 +88,7 @@ def test_scales_that_are_none_are_refused(scale: float) -> None:
 def test_bfloat16_is_torchs(values: FloatArray) -> None:
     expected = torch.from_numpy(values).to(torch.bfloat16)
     halves = to_bfloat16(values[np.isfinite(values)])
-    np.testing.assert_array_equal(
-        halves, expected.view(torch.uint16).numpy()[np.isfinite(values)]
-    )
+    np.testing.assert_array_equal(halves, expected.view(torch.uint16).numpy()[np.isfinite(values)])
     wide = from_bfloat16(halves)
     np.testing.assert_array_equal(wide, expected.float().numpy()[np.isfinite(values)])
     assert is_finite_bfloat16(halves) == bool(np.isfinite(wide).all())

@@ -91,10 +91,10 @@ def test_a_rank_gives_the_best_approximation_and_says_what_was_cut(
         best = (u[:, :6] * sigma[:6]) @ v[:6]
         assert relative(found[name], best) < 1e-5
         share = float(np.sum(sigma[6:] ** 2) / np.sum(sigma**2))
-        assert result["cut"][name.removeprefix("base_model.model.")] == pytest.approx(share)
+        assert result["cut"][name.removeprefix("base_model.model.")] == pytest.approx(share, rel=1e-4)
         cut_energy += float(np.sum(sigma[6:] ** 2))
         energy += float(np.sum(sigma**2))
-    assert result["cut_total"] == pytest.approx(cut_energy / energy, rel=1e-5)
+    assert result["cut_total"] == pytest.approx(cut_energy / energy, rel=1e-4)
 
 
 def test_the_table_shows_the_modules_that_lost_most(intarsia, saved_by_peft):

@@ -6,6 +6,7 @@ import pytest
 from intarsia_platform.cli import progress
 from intarsia_platform.cli.interruption import SignalKeeper
 from intarsia_platform.cli.progress import PlainWatch, RunWatch, TerminalWatch, round_line
+from intarsia_platform.planning.client_plan import ClientPlan, RankPlan
 from intarsia_platform.results import Measured, RefusedClient, RoundResult, RuleDecision
 
 
@@ -36,6 +37,25 @@ def play(watch: RunWatch) -> None:
     watch.client_measured(1, 2)
     watch.client_measured(2, 2)
     watch.warned("something\nis odd")
+
+
+def test_a_plan_is_told_before_the_rounds(capsys):
+    named = {"energy": 0.5, "memory_bytes": 10**6, "flops": 1, "bytes_up": 1, "bytes_down": 1}
+    plan = RankPlan(
+        round=1,
+        round_seconds=30.0,
+        modules=4,
+        clients=(
+            ClientPlan(client="ann", rank=8, target_modules=("q",), seconds=20.0, **named),
+            ClientPlan(client="bob", rank=0, target_modules=(), note="bob: needs 9 MB", **named),
+        ),
+    )
+    PlainWatch(SignalKeeper()).planned(plan)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "intarsia: planned from round 1, for rounds of 30 s"
+    assert lines[1].startswith("intarsia: ann: rank 8, 1 of 4 modules")
+    assert lines[-1] == "intarsia: warning: bob: needs 9 MB"
+    assert len(lines) == 4
 
 
 def test_plain_lines_are_one_an_event(capsys):

@@ -89,6 +89,32 @@ class Root:
         return WeightedUpdate(client="server", weight=1.0, start=start, trained=trained)
 
 
+SPREAD = 0.3
+"""How far honest clients' columns of B are from each other, over how far they go."""
+
+
+def goal(name: str, rank: int) -> np.ndarray:
+    """Where honest clients take a module's B, at most six columns."""
+    generator = np.random.default_rng([ord(letter) for letter in name])
+    return generator.standard_normal((SHAPES[name][0], 6)).astype(np.float32)[:, :rank]
+
+
+def honest(client: str, assignment: TrainAssignment, start: Adapter) -> Adapter:
+    """Everyone goes the same way, and each a little elsewhere."""
+    generator = np.random.default_rng([ord(letter) for letter in client])
+    modules = {}
+    for name in start.modules:
+        before = start.modules[name]
+        own = generator.standard_normal(before.b.shape).astype(np.float32)
+        modules[name] = replace(before, b=goal(name, assignment.rank) + np.float32(SPREAD) * own)
+    dense = {
+        name: head + np.float32(0.3) + np.float32(0.1) * generator.standard_normal(
+            head.shape).astype(np.float32)
+        for name, head in start.dense.items()
+    }  # fmt: skip
+    return replace(start, modules=modules, dense=dense)
+
+
 def guard_of(rule: str, root: Any, settings: RobustSettings = SETTINGS) -> RobustGuard | None:
     """The named rule at work; None for none."""
     return None if rule == "none" else RobustGuard(rule, settings, root=root)
@@ -113,13 +139,13 @@ def asked(
     return found
 
 
-def reply_to(message: Message, content: RecordDict) -> Message:
-    """A reply as it would arrive."""
+def reply_to(message: Message, content: RecordDict, *, node: int = 0) -> Message:
+    """A reply as it would arrive, from the node that was asked or another."""
     sent = message.metadata
     metadata = Metadata(
-        run_id=1, message_id="", src_node_id=sent.dst_node_id, dst_node_id=0,
-        reply_to_message_id="x", group_id=sent.group_id, created_at=sent.created_at, ttl=sent.ttl,
-        message_type=sent.message_type,
+        run_id=1, message_id="", src_node_id=node or sent.dst_node_id, dst_node_id=0,
+        reply_to_message_id=sent.message_id, group_id=sent.group_id, created_at=sent.created_at,
+        ttl=sent.ttl, message_type=sent.message_type,
     )  # fmt: skip
     return make_message(metadata, content)
 
@@ -149,9 +175,7 @@ def manifest_of(
 
 def answer(message: Message, assignment: TrainAssignment, start: Adapter, sent: Sent) -> Message:
     """A whole reply."""
-    encoded = encode_update(
-        sent.trained, start, assignment.upload, factors=assignment.sent_factors
-    )
+    encoded = encode_update(sent.trained, start, assignment.upload, factors=assignment.sent_factors)
     manifest = manifest_of(assignment, encoded, **sent.claims)
     return reply_to(message, update_content(manifest, encoded, {}))
 

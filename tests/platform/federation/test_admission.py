@@ -17,6 +17,8 @@ from intarsia_client.start import client_start
 from intarsia_client.transport import encode_update
 from intarsia_client.wire import Adapter, LowRankFactors, PrivacySpend, UpdateManifest
 from intarsia_platform.federation.admission import admit
+from intarsia_platform.federation.broadcast import Broadcast
+from intarsia_platform.federation.open_round import OpenRound
 
 SHAPES = {"model.q": (12, 16), "model.v": (8, 16)}
 PUBLISHED = Adapter(
@@ -43,6 +45,13 @@ ASSIGNMENT = TrainAssignment(
     rank=4,
     lora_alpha=8.0,
     target_modules=tuple(sorted(SHAPES)),
+)
+
+OPEN = OpenRound(
+    number=3,
+    broadcast=Broadcast(encode_adapter(PUBLISHED), "float32"),
+    exact=None,
+    assignments={1: ASSIGNMENT},
 )
 
 
@@ -91,14 +100,14 @@ def with_module(change: Callable[[LowRankFactors], LowRankFactors]) -> Adapter:
 
 def refusal(update: ReceivedUpdate, assignment: TrainAssignment = ASSIGNMENT) -> RefusedUpdate:
     with pytest.raises(RefusedUpdate) as caught:
-        admit(update, assignment, PUBLISHED)
+        admit(update, assignment, OPEN)
     assert "\n" not in str(caught.value)
     assert "site-a" in str(caught.value)
     return caught.value
 
 
 def test_a_right_update_is_admitted_and_weighs_its_examples():
-    update = admit(received(), ASSIGNMENT, PUBLISHED)
+    update = admit(received(), ASSIGNMENT, OPEN)
     start = client_start(PUBLISHED, rank=4, scaling=2.0, seed=0).trainable
     weighted = update.weighted(start)
     assert weighted.weight == 17.0 and weighted.factor == 1.0
@@ -157,7 +166,7 @@ def test_other_shapes_ranks_and_modules_are_refused():
 def test_a_subset_of_the_modules_is_right_where_it_was_assigned():
     some = replace(ASSIGNMENT, target_modules=("model.q",))
     fewer = replace(trained(), modules={"model.q": trained().modules["model.q"]})
-    update = admit(received(fewer, target_modules=("model.q",)), some, PUBLISHED)
+    update = admit(received(fewer, target_modules=("model.q",)), some, OPEN)
     assert set(update.adapter.modules) == {"model.q"}
     assert refusal(received(target_modules=("model.q",)), some).reason == "wrong-shape"
 
@@ -167,7 +176,7 @@ def test_other_precisions_are_admitted_and_close(precision):
     start = client_start(PUBLISHED, rank=4, scaling=2.0, seed=0).trainable
     encoded = encode_update(trained(), start, precision)
     update = admit(
-        ReceivedUpdate(manifest=manifest(encoded).to_json(), adapter=encoded), ASSIGNMENT, PUBLISHED
+        ReceivedUpdate(manifest=manifest(encoded).to_json(), adapter=encoded), ASSIGNMENT, OPEN
     )
     for name, factors in trained().modules.items():
         found = update.adapter.modules[name].product()
@@ -182,7 +191,7 @@ def test_factors_that_are_not_trained_need_not_travel(precision, sent):
     start = client_start(PUBLISHED, rank=4, scaling=2.0, seed=0).trainable
     encoded = encode_update(trained(), start, precision, factors=sent)
     update = admit(
-        ReceivedUpdate(manifest=manifest(encoded).to_json(), adapter=encoded), half, PUBLISHED
+        ReceivedUpdate(manifest=manifest(encoded).to_json(), adapter=encoded), half, OPEN
     )
     other = {"a": "b", "b": "a"}[sent]
     for name, factors in start.modules.items():
@@ -212,7 +221,7 @@ def test_who_changes_nothing_adds_nothing_in_any_precision():
         update = admit(
             ReceivedUpdate(manifest=manifest(encoded).to_json(), adapter=encoded),
             ASSIGNMENT,
-            PUBLISHED,
+            OPEN,
         )
         for name, factors in start.modules.items():
             assert np.array_equal(update.adapter.modules[name].product(), factors.product())
@@ -268,7 +277,7 @@ PRIVATE = replace(ASSIGNMENT, privacy=PrivacyParameters(unit="example"))
 
 
 def test_private_training_with_the_spend_that_was_asked_for_is_admitted():
-    assert admit(received(privacy=SPEND), PRIVATE, PUBLISHED).manifest.privacy == SPEND
+    assert admit(received(privacy=SPEND), PRIVATE, OPEN).manifest.privacy == SPEND
 
 
 @pytest.mark.parametrize(

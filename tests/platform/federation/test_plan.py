@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from intarsia_client.errors import InputError
 from intarsia_platform.federation.plan import FederationPlan
+from intarsia_platform.planning.client_plan import ClientPlan
 
 PLAN = FederationPlan(
     run="run-1",
@@ -81,3 +82,30 @@ def test_a_rank_that_a_layer_cannot_hold_is_refused_with_the_largest_that_fits()
         replace(PLAN, ranks=(4, 48)).check()
     with pytest.raises(InputError, match=r"lora\.ranks"):
         replace(PLAN, ranks=()).check()
+
+
+def planned(client: str, rank: int, *modules: str, note: str = "") -> ClientPlan:
+    return ClientPlan(
+        client=client, rank=rank, target_modules=modules, energy=0.1, memory_bytes=1, flops=1,
+        bytes_up=1, bytes_down=1, note=note,
+    )  # fmt: skip
+
+
+def test_planned_clients_train_what_was_planned():
+    some = replace(
+        PLAN, clients={"a": planned("a", 64, "q"), "b": planned("b", 0, note="b: too small")}
+    )
+    some.check()
+    assigned = {one.client: one for one in some.assignments(1, [1, 2, 3], "s").values()}
+    assert (assigned["a"].rank, assigned["a"].target_modules) == (64, ("q",))
+    assert assigned["a"].scaling == 2.0
+    assert some.part("b", 1) == (0, ())
+    # Whom nothing fits, and who came after the plan, get the least that the others would.
+    for name in ("b", "c"):
+        assert (assigned[name].rank, assigned[name].target_modules) == (4, ("q", "v"))
+    assert PLAN.part("b", 1) == (8, ("q", "v"))
+
+
+def test_a_planned_rank_that_a_module_cannot_hold_is_refused():
+    with pytest.raises(InputError, match="v"):
+        replace(PLAN, clients={"a": planned("a", 64, "q", "v")}).check()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tracemalloc
 
-
 import numpy as np
 import pytest
 from intarsia_client.errors import IntegrityError
@@ -77,9 +76,7 @@ def test_many_open_updates_take_no_room(precision, factors, tmp_path):
     one_module = 2 * 8 * 4096 * 4
     tracemalloc.start()
     try:
-        opened = [
-            stored_update(encoded.configuration, path, start, factors) for _ in range(50)
-        ]
+        opened = [stored_update(encoded.configuration, path, start, factors) for _ in range(50)]
         held = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
         for name in wide.modules:

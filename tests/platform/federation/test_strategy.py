@@ -166,7 +166,7 @@ def test_what_is_kept_is_the_float64_sum_whatever_ranks_and_clients_come(downloa
 
 def test_a_round_without_training_changes_nothing(grid):
     strategy, arrays = begin(broadcast_rank=6, download="int8", upload="int8")
-    (first,) = [m for m in strategy.configure_train(1, arrays, ConfigRecord(), grid)][:1]
+    first, *_ = strategy.configure_train(1, arrays, ConfigRecord(), grid)
     _, given = received(first)
     arrays, _ = strategy.aggregate_train(1, [reply(first, changed(given, 1), given)])
     before = dense(strategy._exact)

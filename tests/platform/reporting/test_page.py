@@ -15,12 +15,8 @@ from intarsia_platform.results import RefusedClient, RuleDecision, SimulationRes
 Simulation = Callable[..., SimulationResult]
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
-LEFT_OUT = RuleDecision(
-    client="ray", outcome="left-out", share_before=0.25, share=0.0, factor=1.0
-)
-BOUNDED = RuleDecision(
-    client="torch", outcome="bounded", share_before=0.25, share=0.25, factor=0.4
-)
+LEFT_OUT = RuleDecision(client="ray", outcome="left-out", share_before=0.25, share=0.0, factor=1.0)
+BOUNDED = RuleDecision(client="torch", outcome="bounded", share_before=0.25, share=0.25, factor=0.4)
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',

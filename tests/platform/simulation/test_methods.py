@@ -50,9 +50,7 @@ def test_every_method_runs(method, configure, tmp_path, observer):
         ("federation.start=fresh", "federation.start: fresh; "),
     ],
 )
-def test_what_the_method_cannot_do_is_refused_by_key(
-    override, line, configure, tmp_path, observer
-):
+def test_what_the_method_cannot_do_is_refused_by_key(override, line, configure, tmp_path, observer):
     overrides = [override]
     if "start" in override:
         overrides.append("federation.method=ffa-lora")

@@ -112,6 +112,19 @@ def test_methods_that_need_every_module_get_every_module(configure, tmp_path):
     assert plan.largest_rank == max(ranks.values())
 
 
+@pytest.mark.parametrize("method", ["ffa-lora", "flora", "flexlora"])
+def test_bytes_are_enough_whatever_the_method_sends(method, configure, tmp_path, observer):
+    configuration = configure(
+        *PLANNED, f"federation.method={method}", "resources.memory_mb=[60, 400, 400]"
+    )
+    result = simulate(configuration, home=Home.open(tmp_path / "home"), observer=observer)
+    (plan,) = result.plan
+    for one in result.rounds:
+        assert one.accepted == 3
+        assert one.bytes_up <= sum(client.bytes_up for client in plan.clients) < 1.1 * one.bytes_up
+        assert one.bytes_down <= sum(client.bytes_down for client in plan.clients)
+
+
 def test_ranks_that_are_given_stay_given(configure, tmp_path):
     configuration = configure("resources.memory_mb=[1]", "federation.clients=3")
     data = prepare_data(configuration, tmp_path)

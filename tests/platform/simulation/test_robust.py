@@ -40,15 +40,16 @@ def root(configuration_file: Path) -> Path:
 
 @pytest.mark.parametrize("rule", ["norm-bound", "multi-krum", "geometric-median", "fltrust"])
 def test_one_site_that_lies_does_not_spoil_the_sum(
-    rule, lying, root, configure, tmp_path, observer
+    rule, lying, root, write_records, configure, tmp_path, observer
 ):
     lying("huge")
+    write_records({f"site-{place}": 4 for place in range(5)})
     settings = [
-        "federation.rounds=2", f"robust.rule={rule}", f"robust.root={root}",
-        f"robust.byzantine={int(rule == 'multi-krum') * 0}",
+        "federation.rounds=2", "federation.clients=5", f"robust.rule={rule}", "robust.byzantine=1",
+        f"robust.root={root}",
     ]  # fmt: skip
     guarded = simulate(configure(*settings), home=Home.open(tmp_path / "home"), observer=observer)
-    assert [one.accepted for one in guarded.rounds] == [4, 4]
+    assert [one.accepted for one in guarded.rounds] == [5, 5]
     assert guarded.final.loss < guarded.base.loss
     for one in guarded.rounds:
         decided = {decision.client: decision for decision in one.decisions}

@@ -11,7 +11,7 @@ import re
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from intarsia_platform.simulation.preparation import (
     initial_adapter,
     virtual_clients,
 )
-
 from remembered import Outputs, remember
 from study import CENTRAL, LOCAL, Cell, Row, evenly
 from texts import base_path, read_texts
@@ -45,7 +44,7 @@ _lower_layers: dict[str, Outputs] = {}
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
-class CellFailed(Exception):
+class CellError(Exception):
     """A cell whose clients could not do what they were asked."""
 
 
@@ -73,7 +72,7 @@ def run_cell(cell: Cell, shared: Path) -> dict[str, Any]:
 
     Raises:
         InputError: If data is absent.
-        CellFailed: If a client failed.
+        CellError: If a client failed.
     """
     begun = time.process_time()
     texts = read_texts(cell.dataset, shared)
@@ -112,9 +111,7 @@ def _base(cell: Cell, shared: Path) -> BaseModel:
     return base
 
 
-def _same_for_all(
-    path: Path, clients: Sequence[str], records: Sequence[Record]
-) -> dict[str, Any]:
+def _same_for_all(path: Path, clients: Sequence[str], records: Sequence[Record]) -> dict[str, Any]:
     """Every client measures its own model on the global test set."""
     return dict.fromkeys(clients, write_shards(path, {"all": records})["all"])
 
@@ -213,7 +210,7 @@ class _Run:
     def _round(
         self, number: int, encoded: Any, exact: Adapter | None
     ) -> tuple[Adapter, Adapter | None, tuple[float, float]]:
-        strategy, grid = self._strategy, self._grid
+        strategy = self._strategy
         broadcast = strategy.broadcast(encoded)
         assignments = strategy.assignments(number, self._nodes, broadcast)
         opened = strategy.open_round(number, broadcast, assignments, exact)
@@ -223,7 +220,6 @@ class _Run:
         updates = [strategy.admit_reply(opened, reply) for reply in replies]
         updates.sort(key=lambda update: update.assignment.client)
         made = strategy.aggregate(opened, [strategy.weighted(opened, one) for one in updates])
-        del grid
         return made.published, made.exact, (made.cut_energy, made.residual_energy)
 
     def _replies(self, messages: Any) -> list[Any]:
@@ -232,7 +228,7 @@ class _Run:
         while pending:
             for reply in self._grid.pull_messages(pending):
                 if reply.has_error():
-                    raise CellFailed(reply.error.reason)
+                    raise CellError(reply.error.reason)
                 pending.discard(reply.metadata.reply_to_message_id)
                 replies.append(reply)
         return replies
@@ -262,7 +258,7 @@ class _Run:
         found = [strategy.measurement(reply) for reply in self._replies(messages)]
         measured = [asdict(one) for one in found if one is not None]
         if len(measured) < len(nodes):
-            raise CellFailed(f"{len(nodes) - len(measured)} clients measured nothing")
+            raise CellError(f"{len(nodes) - len(measured)} clients measured nothing")
         return {
             "round": number,
             "measure": _mean([float(one[self._cell.dataset.measure]) for one in measured]),

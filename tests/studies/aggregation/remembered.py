@@ -117,9 +117,7 @@ def _parts(model: Any) -> tuple[nn.ModuleList, nn.Module, str]:
     return model.model.layers, model.model, "embed_tokens"
 
 
-def _computed(
-    base: BaseModel, records: Sequence[Record], layers: int, max_length: int
-) -> Outputs:
+def _computed(base: BaseModel, records: Sequence[Record], layers: int, max_length: int) -> Outputs:
     tokenised = tokenise(base, records, max_length=max_length)
     everything = np.arange(len(tokenised), dtype=np.int64)
     outputs: Outputs = {}

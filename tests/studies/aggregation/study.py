@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -171,6 +172,18 @@ class Cell:
         settings["format"] = FORMAT
         return bytes_digest(canonical_json(settings)).removeprefix("sha256:")[:20]
 
+    @classmethod
+    def from_mapping(cls, settings: Mapping[str, Any]) -> Cell:
+        """The cell that ``dataclasses.asdict`` made this of, perhaps by way of JSON."""
+        return cls(
+            **{
+                **settings,
+                "dataset": Dataset(**_with_tuples(settings["dataset"])),
+                "row": Row(**settings["row"]),
+                "federation": Federation(**_with_tuples(settings["federation"])),
+            }
+        )
+
     @property
     def cost_class(self) -> tuple[object, ...]:
         """Cells of one class take about as long."""
@@ -312,9 +325,7 @@ def read_study(path: Path, *, reduced: bool) -> Study:
         The study.
     """
     told = tomllib.loads(path.read_text())
-    federations = tuple(
-        Federation(**_with_tuples(one)) for one in told["federations"]
-    )
+    federations = tuple(Federation(**_with_tuples(one)) for one in told["federations"])
     tuning = told["tuning"]
     seeds = told["seeds"]
     tuned_on = next(
@@ -322,9 +333,7 @@ def read_study(path: Path, *, reduced: bool) -> Study:
     )
     if reduced:
         seeds = told["reduced"]["seeds"]
-        federations = tuple(
-            one for one in federations if one.clients in told["reduced"]["clients"]
-        )
+        federations = tuple(one for one in federations if one.clients in told["reduced"]["clients"])
     variants = [Row(**one) for one in told["variants"]]
     methods = [Row(name=entry.name, method=entry.name) for entry in CATALOG]
     return Study(
@@ -347,6 +356,34 @@ def read_study(path: Path, *, reduced: bool) -> Study:
 
 def _with_tuples(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(one) if isinstance(one, list) else one for key, one in table.items()}
+
+
+def cell_file(home: Path, cell: Cell) -> Path:
+    """Where a finished cell lies.
+
+    Args:
+        home: The study's home.
+        cell: The cell.
+
+    Returns:
+        A JSON file's path.
+    """
+    return home / "cells" / f"{cell.key}.json"
+
+
+def read_results(home: Path) -> dict[str, dict[str, Any]]:
+    """What is finished.
+
+    Args:
+        home: The study's home.
+
+    Returns:
+        From cells' keys to their results.
+    """
+    return {
+        path.stem: json.loads(path.read_text())["result"]
+        for path in sorted((home / "cells").glob("*.json"))
+    }
 
 
 def best_rates(

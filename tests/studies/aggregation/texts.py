@@ -14,7 +14,6 @@ from types import ModuleType
 
 from intarsia_client.errors import InputError
 from intarsia_client.records import Record, read_records
-
 from study import Dataset
 
 SPINE = Path(__file__).resolve().parent.parent / "spine"
