@@ -24,7 +24,8 @@ STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 
 BASE_MODULES = (
     "errors", "files", "wire", "assignment", "peft_configuration", "peft_files", "records",
-    "shards", "start",
+    "shards", "start", "tensor_file", "transport", "optimizer_state", "client_state", "opened",
+    "written", "peft_tensors",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "opacus", "flwr", "ray", "pyarrow", "pandas", "mlflow")
 

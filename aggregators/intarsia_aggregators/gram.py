@@ -18,7 +18,7 @@ import torch
 
 # Columns that are converted to float64 at a time; little beside the matrices themselves.
 _CHUNK = 1024
-_SMALLEST_PANEL, _LARGEST_PANEL = 64, 160
+_SMALLEST_PANEL, _LARGEST_PANEL = 80, 160
 
 
 @dataclass(frozen=True, kw_only=True)

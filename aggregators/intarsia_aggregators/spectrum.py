@@ -12,6 +12,7 @@ float64 those below 1e-7. Each function says so instead of returning what drowne
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,8 @@ _NEGLIGIBLE = 1e-12
 _DEPENDENT = 2e-15
 # A square is a direction's, and not rounding, from so many times the rounding on.
 _STANDS_OUT = 8.0
-_POWER_STEPS = 3
+_POWER_STEPS = 2
+_PIECE = 1 << 16
 # Up to so many terms a full decomposition is quick enough for any rank.
 _SMALL = 384
 
@@ -173,9 +175,9 @@ def _balanced(gram_b: torch.Tensor, gram_a: torch.Tensor, coefficients: torch.Te
     unit = largest**-0.5 if largest > 0.0 else 0.0
     scaled(gram_b, balance.left * unit)
     scaled(gram_a, balance.right * unit)
-    # Row by row, without the product's memory, and added up in float64.
-    rows = torch.bmm(gram_b[:, None, :], gram_a[:, :, None])
-    energy = float(rows.sum(dtype=torch.float64))
+    # Piece by piece, without the product's memory, and added up in float64.
+    sides = [torch.split(gram.view(-1), _PIECE) for gram in (gram_b, gram_a)]
+    energy = math.fsum(float(torch.dot(*pieces)) for pieces in zip(*sides, strict=True))
     rounding = torch.finfo(gram_b.dtype).eps * _top(gram_b) * _top(gram_a)
     return _Problem(gram_b, gram_a, balance, largest, max(energy, 0.0), rounding)
 

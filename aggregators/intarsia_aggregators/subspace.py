@@ -25,7 +25,7 @@ import torch
 
 # A block's directions below this share of its largest, squared, are rounding.
 _DEPENDENT = {torch.float32: 1e-5, torch.float64: 1e-12}
-# From this share on a block is far enough from dependent that its squares can be believed.
+# From this share of a vector apart from all before it, a block's squares can be believed.
 _SOUND = 1e-3
 # A product of which less than this share of the energy is left out has no more directions.
 _NOTHING = 1e-12
@@ -173,10 +173,7 @@ def _best_of_span(operator: Operator, block: torch.Tensor) -> _Ritz:
     image = operator.metric(block)
     moved = operator.apply(block, image)
     inner, outer = _symmetric(block.T @ image), _symmetric(image.T @ moved)
-    scale = inner.diagonal().clamp_min(1e-300).rsqrt()
-    values, vectors = torch.linalg.eigh(scale[:, None] * inner * scale)
-    held = values > _DEPENDENT[block.dtype] * values[-1].clamp_min(1e-300)
-    basis = scale[:, None] * (vectors[:, held] * values[held].rsqrt())
+    basis, sound = _orthogonal_basis(inner, _DEPENDENT[block.dtype])
     squares, rotation = torch.linalg.eigh(_symmetric(basis.T @ outer @ basis))
     positive = squares > 0.0
     turn = (basis @ rotation[:, positive]).flip(1).to(block.dtype)
@@ -189,8 +186,25 @@ def _best_of_span(operator: Operator, block: torch.Tensor) -> _Ritz:
         residuals=residuals,
         residual_images=operator.metric(residuals),
         squares=squares,
-        sound=len(squares) == block.shape[1] and float(values[0]) >= _SOUND * float(values[-1]),
+        sound=sound and len(squares) == block.shape[1],
     )
+
+
+def _orthogonal_basis(inner: torch.Tensor, dependent: float) -> tuple[torch.Tensor, bool]:
+    """Combinations of vectors with these inner products that are orthonormal.
+
+    Returns:
+        The combinations, fewer where vectors depend on each other, and whether none nearly does.
+    """
+    scale = inner.diagonal().clamp_min(1e-300).rsqrt()
+    unit = scale[:, None] * inner * scale
+    root, failed = torch.linalg.cholesky_ex(unit)
+    if not int(failed) and float(root.diagonal().min()) ** 2 >= _SOUND:
+        eye = torch.eye(len(unit), dtype=unit.dtype, device=unit.device)
+        return scale[:, None] * torch.linalg.solve_triangular(root.T, eye, upper=True), True
+    values, vectors = torch.linalg.eigh(unit)
+    held = values > dependent * values[-1].clamp_min(1e-300)
+    return scale[:, None] * (vectors[:, held] * values[held].rsqrt()), False
 
 
 def _chosen_filter(squares: torch.Tensor, count: int, lift: float) -> _Filter:

@@ -100,7 +100,7 @@ class ClientState:
 def _flat(state: ClientState) -> tuple[_Arrays, _Numbers]:
     """The state as arrays and numbers by name: what it is, the module's name, which part."""
     arrays: _Arrays = {f"own/{name}/b": b for name, b in state.own_b.items()}
-    numbers: _Numbers = {"optimizer.steps": state.optimizer.steps}
+    numbers: _Numbers = {}
 
     def add(place: str, moments: Moments | None) -> None:
         if moments is not None:
@@ -159,7 +159,6 @@ def _gathered(arrays: _Arrays, numbers: _Numbers) -> ClientState:
         optimizer=OptimizerState(
             modules=modules,
             dense={name: one for name, one in dense.items() if one is not None},
-            steps=int(numbers["optimizer.steps"]),
         ),
         carried=CarriedError(
             modules={name: factors(f"lost/{name}", 1.0) for name in names("lost")},

@@ -124,7 +124,6 @@ def moments_of(
     optimiser: torch.optim.Optimizer,
     trained: Adapter,
     past: OptimizerState,
-    steps: int,
 ) -> OptimizerState:
     """Read the moments that a round left.
 
@@ -133,7 +132,6 @@ def moments_of(
         optimiser: Its optimiser, after the last step.
         trained: The adapter as it was trained; its factors are kept with the moments.
         past: The moments that the round began with; those of factors that it did not train stay.
-        steps: How many steps the round had.
 
     Returns:
         The moments, as copies.
@@ -150,7 +148,6 @@ def moments_of(
     return OptimizerState(
         modules=modules,
         dense={name: one for name, one in dense.items() if one is not None},
-        steps=steps,
     )
 
 

@@ -11,13 +11,12 @@ mapped before they are used again:
 * second moments become ``(R o R) v`` and ``v (R o R)^T``, with the entries of R squared: what they
   would be if the directions' gradients were uncorrelated;
 * the gradient of A is proportional to B and the other way round, so the moments of a factor are
-  scaled by how much longer or shorter the other one became, the second ones by its square;
-* the past counts for at most as many steps as the client's last round had, so that a scale that
-  the map did not guess is corrected within one round.
+  scaled by how much longer or shorter the other one became, the second ones by its square.
 
-Moments of a module whose rank or scaling changed, or of a factor whose counterpart is zero, begin
-anew. The state holds three numbers for each one of the factors (the factor as it was left and two
-moments) and two for each of the head; it does not grow with the rounds.
+Moments of a module whose rank or scaling changed, or of a factor whose counterpart grew or shrank
+more than a thousandfold, begin anew. The state holds three numbers for each one of the factors (the
+factor as it was left and two moments) and two for each of the head; it does not grow with the
+rounds.
 
 It contains nothing but what followed from gradients that the client could have sent: with private
 training it is post-processing, and costs no privacy.
@@ -34,7 +33,7 @@ from numpy.typing import NDArray
 
 from intarsia_client.wire import Adapter, FloatArray, LowRankFactors
 
-_FIRST_DECAY, _SECOND_DECAY = 0.9, 0.999
+_MOST_GROWN = 1e3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +73,10 @@ class OptimizerState:
     Args:
         modules: By module.
         dense: By name of the head's tensors.
-        steps: Steps of the round that left them.
     """
 
     modules: Mapping[str, ModuleMoments] = field(default_factory=dict)
     dense: Mapping[str, Moments] = field(default_factory=dict)
-    steps: int = 0
 
 
 def mapped_state(state: OptimizerState, start: Adapter) -> OptimizerState:
@@ -95,18 +92,18 @@ def mapped_state(state: OptimizerState, start: Adapter) -> OptimizerState:
     modules = {}
     for name, kept in state.modules.items():
         if name in start.modules:
-            mapped = _mapped(kept, start.modules[name], state.steps)
+            mapped = _mapped(kept, start.modules[name])
             if mapped is not None:
                 modules[name] = mapped
     dense = {
-        name: _shortened(moments, state.steps)
+        name: moments
         for name, moments in state.dense.items()
         if name in start.dense and start.dense[name].shape == moments.first.shape
     }
-    return OptimizerState(modules=modules, dense=dense, steps=state.steps)
+    return OptimizerState(modules=modules, dense=dense)
 
 
-def _mapped(kept: ModuleMoments, start: LowRankFactors, steps: int) -> ModuleMoments | None:
+def _mapped(kept: ModuleMoments, start: LowRankFactors) -> ModuleMoments | None:
     left = kept.factors
     if left.rank != start.rank or left.shape != start.shape or left.scaling != start.scaling:
         return None
@@ -116,18 +113,16 @@ def _mapped(kept: ModuleMoments, start: LowRankFactors, steps: int) -> ModuleMom
     grown_a = _grown(left.a, start.a)
     grown_b = _grown(left.b, start.b)
     if kept.a is not None and grown_b is not None:
-        past = _shortened(kept.a, steps)
         a = Moments(
-            first=_float32(grown_b * (rotation @ past.first)),
-            second=_float32(grown_b**2 * (squared @ past.second)),
-            steps=past.steps,
+            first=_float32(grown_b * (rotation @ kept.a.first)),
+            second=_float32(grown_b**2 * (squared @ kept.a.second)),
+            steps=kept.a.steps,
         )
     if kept.b is not None and grown_a is not None:
-        past = _shortened(kept.b, steps)
         b = Moments(
-            first=_float32(grown_a * (past.first @ rotation.T)),
-            second=_float32(grown_a**2 * (past.second @ squared.T)),
-            steps=past.steps,
+            first=_float32(grown_a * (kept.b.first @ rotation.T)),
+            second=_float32(grown_a**2 * (kept.b.second @ squared.T)),
+            steps=kept.b.steps,
         )
     return ModuleMoments(factors=start, a=a, b=b)
 
@@ -150,26 +145,11 @@ def best_rotation(left: LowRankFactors, start: LowRankFactors) -> NDArray[np.flo
     return rotation
 
 
-def _shortened(moments: Moments, steps: int) -> Moments:
-    """The same estimates, counting for at most so many steps."""
-    kept = min(moments.steps, steps)
-    if kept < 1 or kept == moments.steps:
-        return moments
-    first, second = (
-        (1.0 - decay**kept) / (1.0 - decay**moments.steps)
-        for decay in (_FIRST_DECAY, _SECOND_DECAY)
-    )
-    return Moments(
-        first=_float32(first * moments.first), second=_float32(second * moments.second), steps=kept
-    )
-
-
 def _grown(left: FloatArray, start: FloatArray) -> float | None:
     """How many times as long a factor is, or None where that is no number to go by."""
     before, after = (float(np.linalg.norm(one.astype(np.float64))) for one in (left, start))
-    if not (before > 0.0 and after > 0.0 and math.isfinite(after / before)):
-        return None
-    return after / before
+    grown = after / before if before > 0.0 else math.inf
+    return grown if 1.0 / _MOST_GROWN <= grown <= _MOST_GROWN else None
 
 
 def _float32(values: NDArray[np.floating]) -> FloatArray:

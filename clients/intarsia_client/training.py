@@ -203,7 +203,7 @@ class LocalTrainer:
                 tokens += int(records.lengths[indices].sum())
                 if not math.isfinite(losses[-1]):
                     raise _diverged(assignment)
-            adapter, moments = _read(model, optimiser, course, len(losses))
+            adapter, moments = _read(model, optimiser, course)
         metrics = {
             "train_loss": math.fsum(losses) / len(losses),
             "steps": float(len(losses)),
@@ -240,7 +240,7 @@ class LocalTrainer:
                     gradients.release()
                     optimiser.step()
                     optimiser.zero_grad()
-            return _read(model, optimiser, course, spend.steps)
+            return _read(model, optimiser, course)
 
 
 def _held(adapter: Adapter) -> Adapter:
@@ -339,7 +339,7 @@ def _fits_at_once(base: BaseModel, model: Any, training: TrainingParameters) -> 
 
 
 def _read(
-    model: Any, optimiser: torch.optim.Optimizer, course: _Course, steps: int
+    model: Any, optimiser: torch.optim.Optimizer, course: _Course
 ) -> tuple[Adapter, OptimizerState]:
     """The trained adapter, all of it finite, and its moments where they are kept."""
     adapter = read_trained(model, course.start.trainable)
@@ -348,7 +348,7 @@ def _read(
         raise _diverged(course.assignment)
     moments = OptimizerState()
     if course.assignment.training.keep_optimizer:
-        moments = moments_of(model, optimiser, adapter, course.past, steps)
+        moments = moments_of(model, optimiser, adapter, course.past)
     return adapter, moments
 
 

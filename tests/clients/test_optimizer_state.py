@@ -50,7 +50,7 @@ def kept(left: LowRankFactors, steps: int = 9, **changes: Moments | None) -> Opt
         "b": Moments(first=normal(3, D_OUT, RANK), second=normal(4, D_OUT, RANK) ** 2, steps=steps),
         **changes,
     }
-    return OptimizerState(modules={"q": ModuleMoments(factors=left, **moments)}, steps=steps)
+    return OptimizerState(modules={"q": ModuleMoments(factors=left, **moments)})
 
 
 def adapter(**modules: LowRankFactors) -> Adapter:
@@ -123,20 +123,6 @@ def test_the_same_basis_changes_nothing() -> None:
         np.testing.assert_allclose(after.second, then.second, atol=1e-5)
 
 
-def test_the_past_counts_for_one_round_and_keeps_its_estimates() -> None:
-    """AdamW divides by 1 - decay^steps; what it then sees must be as before."""
-    state = replace(kept(factors(), steps=50), steps=10)
-    found = mapped_state(state, adapter(q=factors())).modules["q"].a
-    before = state.modules["q"].a
-    assert found is not None and before is not None and found.steps == 10
-    for after, then, decay in (
-        (found.first, before.first, 0.9), (found.second, before.second, 0.999),
-    ):  # fmt: skip
-        np.testing.assert_allclose(
-            after / (1 - decay**10), then / (1 - decay**50), rtol=1e-4, atol=1e-5
-        )
-
-
 @pytest.mark.parametrize(
     "start",
     [
@@ -151,9 +137,10 @@ def test_where_the_basis_has_no_counterpart_moments_begin_anew(start: LowRankFac
     assert mapped_state(kept(factors()), adapter(v=factors())).modules == {}
 
 
-def test_a_zero_counterpart_gives_no_scale() -> None:
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1e4, 1e30])
+def test_a_counterpart_out_of_all_proportion_gives_no_scale(size: float) -> None:
     left = factors()
-    start = replace(left, b=np.zeros_like(left.b))
+    start = replace(left, b=np.float32(size) * left.b)
     found = mapped_state(kept(left), adapter(q=start)).modules["q"]
     assert found.a is None and found.b is not None
     only_b = mapped_state(kept(left, a=None), adapter(q=left)).modules["q"]
@@ -162,7 +149,7 @@ def test_a_zero_counterpart_gives_no_scale() -> None:
 
 def test_the_heads_moments_stay_as_they_are() -> None:
     moments = Moments(first=normal(0, 3, 5), second=normal(1, 3, 5) ** 2, steps=4)
-    state = OptimizerState(dense={"w": moments, "gone": moments}, steps=4)
+    state = OptimizerState(dense={"w": moments, "gone": moments})
     start = replace(adapter(), dense={"w": normal(2, 3, 5), "new": normal(3, 2)})
     assert mapped_state(state, start).dense == {"w": moments}
     reshaped = replace(adapter(), dense={"w": normal(2, 5, 3)})

@@ -521,10 +521,9 @@ class TestAssignedParts:
         kept = first.state.optimizer
         assert set(kept.modules) == set(adapter.modules) and set(kept.dense) == set(adapter.dense)
         steps = int(first.update.manifest.metrics["steps"])
-        assert kept.steps == steps == kept.modules[next(iter(adapter.modules))].a.steps
+        assert kept.modules[next(iter(adapter.modules))].a.steps == steps
         again = [train(base, adapter, round=2, state=one, **options) for one in (first.state, None)]
         assert again[0].encoded != again[1].encoded
-        assert again[0].state.optimizer.steps == steps
         moments = again[0].state.optimizer.modules[next(iter(adapter.modules))].b
         assert moments.steps == 2 * steps
         # What is kept does not grow.

@@ -9,7 +9,7 @@ from intarsia_client.transport.broadcast import (
     encode_broadcast,
 )
 from intarsia_client.transport.feedback import CarriedError, encode_with_feedback
-from intarsia_client.transport.updates import decode_update, encode_update
+from intarsia_client.transport.updates import decode_update, encode_update, holds_differences
 
 __all__ = [
     "CarriedError",
@@ -19,4 +19,5 @@ __all__ = [
     "encode_broadcast",
     "encode_update",
     "encode_with_feedback",
+    "holds_differences",
 ]

@@ -105,13 +105,25 @@ def decode_update(encoded: EncodedAdapter, start: Adapter, *, factors: str = "bo
     """
     _check_names(factors, "float32")
     settings = read_configuration(encoded.configuration)
-    if _MARK in settings:
+    if holds_differences(settings):
         if settings[_MARK] != _DIFFERENCES:
             raise InputError(_MARK, repr(settings[_MARK])[:80], f"send {_DIFFERENCES}")
         return _decode_differences(encoded.tensors, settings, start, factors)
     if factors == "both":
         return decode_adapter(encoded.configuration, encoded.tensors)
     return _decode_some(encoded.tensors, settings, start, factors)
+
+
+def holds_differences(settings: Mapping[str, Any]) -> bool:
+    """Whether an update's configuration says that its tensors are int8 differences.
+
+    Args:
+        settings: What :func:`~intarsia_client.peft_configuration.read_configuration` gave.
+
+    Returns:
+        True if they are no PEFT tensors.
+    """
+    return _MARK in settings
 
 
 def _decode_some(data: bytes, settings: Mapping[str, Any], start: Adapter, factors: str) -> Adapter:

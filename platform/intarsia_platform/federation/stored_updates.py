@@ -12,11 +12,8 @@ from intarsia_client.opened import TensorReader, open_files
 from intarsia_client.peft_configuration import declared_scaling, read_configuration
 from intarsia_client.peft_files import EncodedAdapter
 from intarsia_client.peft_tensors import HEAD, parameter_of
-from intarsia_client.transport import decode_update
+from intarsia_client.transport import decode_update, holds_differences
 from intarsia_client.wire import Adapter, ComputedModules, FloatArray, LowRankFactors
-
-# What marks a configuration as one of differences in int8; see intarsia_client.transport.updates.
-_DIFFERENCES = "intarsia_update"
 
 
 def stored_update(configuration: bytes, tensors: Path, start: Adapter, factors: str) -> Adapter:
@@ -38,7 +35,7 @@ def stored_update(configuration: bytes, tensors: Path, start: Adapter, factors: 
         IntegrityError: If the file is not whole.
     """
     settings = read_configuration(configuration)
-    if _DIFFERENCES in settings:
+    if holds_differences(settings):
         # Decoding takes what it needs of the bytes when a module is asked for.
         encoded = EncodedAdapter(configuration=configuration, tensors=_mapped(tensors))
         return decode_update(encoded, start, factors=factors)

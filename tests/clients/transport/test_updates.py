@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from intarsia_client.assignment import PRECISIONS, TRAINED_FACTORS
 from intarsia_client.errors import InputError, IntarsiaError, IntegrityError
 from intarsia_client.peft_files import EncodedAdapter, decode_adapter, encode_adapter
-from intarsia_client.transport import decode_update, encode_update
+from intarsia_client.transport import decode_update, encode_update, holds_differences
 from intarsia_client.wire import Adapter, ComputedModules, FloatArray, LowRankFactors
 
 SHAPES = {"layer.0.q": (20, 70), "layer.1.v": (5, 64)}
@@ -74,6 +74,7 @@ def test_float32_of_both_factors_is_pefts_two_files() -> None:
 def test_what_arrives_is_near_and_the_rest_is_the_starts(precision: str, factors: str) -> None:
     update = trained(factors)
     encoded = encode_update(update, START, precision, factors=factors)
+    assert holds_differences(json.loads(encoded.configuration)) == (precision == "int8")
     assert encoded == encode_update(update, START, precision, factors=factors)
     found = values(decode_update(encoded, START, factors=factors))
     assert found.keys() == values(update).keys()

@@ -123,9 +123,9 @@ def _method(row: Row) -> str:
 def _plan(cell: Cell, base: BaseModel, data: PreparedData) -> FederationPlan:
     dataset, federation, row = cell.dataset, cell.federation, cell.row
     modules = linear_modules(base, dataset.target_modules)
-    rounds, epochs = federation.rounds, 1
+    rounds, epochs = federation.rounds, dataset.epochs
     if row == CENTRAL:
-        rounds, epochs = 1, federation.rounds
+        rounds, epochs = 1, dataset.epochs * federation.rounds
     return FederationPlan(
         run="study",
         rounds=rounds,

@@ -64,8 +64,9 @@ class Dataset:
         test: Held-out records of each class.
         validation: Records of each class that learning rates are chosen by; neither trained on nor
             in the figures.
-        longest_text: Longer texts are left out, in characters; 0 for none.
+        longest_text: Longer texts are left out, in characters.
         max_length: Longest sequence, in tokens.
+        epochs: Passes of a client over its records in a round.
         batch_size: Sequences in an optimiser step.
         layers: The layers that are adapted; those below the first are frozen.
         target_modules: What in those layers is adapted, by the ends of the names.
@@ -80,6 +81,7 @@ class Dataset:
     validation: int
     longest_text: int
     max_length: int
+    epochs: int
     batch_size: int
     layers: tuple[int, ...]
     target_modules: tuple[str, ...]
@@ -103,6 +105,7 @@ class Row:
         upload: Precision of the uploads.
         download: Precision of the broadcast.
         keep_optimizer: Whether clients keep AdamW's moments.
+        mean_rank: Whether all clients have the mean rank, as those of methods for one rank.
     """
 
     name: str
@@ -112,11 +115,14 @@ class Row:
     upload: str = "float32"
     download: str = "float32"
     keep_optimizer: bool = False
+    mean_rank: bool = False
 
     @property
     def one_rank(self) -> bool:
-        """Whether all clients must have the same rank."""
-        return self.method not in ENDS and not find_method(self.method).mixed_ranks
+        """Whether all clients have the same rank."""
+        if self.method in ENDS:
+            return False
+        return self.mean_rank or not find_method(self.method).mixed_ranks
 
     @property
     def personal(self) -> bool:

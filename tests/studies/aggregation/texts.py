@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -92,8 +92,8 @@ def _banking77(dataset: Dataset, shared: Path) -> Texts:
     folder = shared / "banking77"
     if not folder.is_dir():
         raise InputError("banking77", folder, "name the data's folder with --shared")
-    train = _by_class(read_records(folder / "train.csv", label="category", client=None))
-    test = _by_class(read_records(folder / "test.csv", label="category", client=None))
+    train = _by_class(dataset, folder / "train.csv")
+    test = _by_class(dataset, folder / "test.csv")
     labels = tuple(sorted(train))[: dataset.classes]
     here = dataset.train + dataset.validation
     return Texts(
@@ -132,10 +132,11 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _by_class(records: Iterable[Record]) -> dict[str, list[Record]]:
+def _by_class(dataset: Dataset, path: Path) -> dict[str, list[Record]]:
     classes: defaultdict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        classes[record.label or ""].append(record)
+    for record in read_records(path, label="category", client=None):
+        if len(record.text) <= dataset.longest_text:
+            classes[record.label or ""].append(record)
     return dict(classes)
 
 
