@@ -13,15 +13,18 @@ from intarsia_client.wire import FloatArray, LowRankFactors
 
 from intarsia_aggregators.base import AggregationSettings, Contribution, ModuleRound, ModuleRule
 from intarsia_aggregators.gram import symmetric_product
-from intarsia_aggregators.recompression import Recompressed, recompress
+from intarsia_aggregators.recompression import Recompressed, outcome, recompress
 from intarsia_aggregators.sources import ModuleTerms, Workspace
-from intarsia_aggregators.streamed import recompress_streamed
+from intarsia_aggregators.spectrum import quick_spectrum
+from intarsia_aggregators.streamed import is_accumulated, recompress_streamed, streamed_bytes
 
 MEMORY = 96 << 20
 """Bytes for the stacks and Gram matrices of all modules that are worked on at a time."""
 
 # Numbers that are written at a time where the result is the stack itself.
 _WRITTEN_AT_ONCE = 1 << 20
+# Terms from which on adding up the layer's matrix is worth it.
+_MANY = 384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,29 @@ class MergedModule:
 
 
 def resident_bytes(terms: ModuleTerms) -> int:
-    """Memory for a module's stack and its Gram matrices; streamed, it takes a part of that."""
-    return 4 * (terms.rank * sum(terms.shape) + 2 * terms.rank**2)
+    """Memory for one factor of a module's stack and both Gram matrices."""
+    return 4 * (terms.rank * max(terms.shape) + 2 * terms.rank**2)
+
+
+def working_bytes(terms: ModuleTerms, rank: int | None) -> int:
+    """Memory that forming a module takes.
+
+    Args:
+        terms: What the sources bring.
+        rank: How many directions are kept, None for the stack itself.
+
+    Returns:
+        Bytes, nearly.
+    """
+    if rank is None:
+        return 4 * _WRITTEN_AT_ONCE * 4
+    return streamed_bytes(terms, rank) if _is_streamed(terms) else resident_bytes(terms)
+
+
+def _is_streamed(terms: ModuleTerms) -> bool:
+    """Whether the stack is too large to hold, or larger than the layer whose sum it is."""
+    beyond_layer = terms.rank > max(min(terms.shape), _MANY) and is_accumulated(terms)
+    return beyond_layer or resident_bytes(terms) > MEMORY
 
 
 def approximated(terms: ModuleTerms, rank: int, workspace: Workspace) -> MergedModule:
@@ -63,7 +87,7 @@ def approximated(terms: ModuleTerms, rank: int, workspace: Workspace) -> MergedM
     Raises:
         InputError: If a number, a source's product or the sum is not finite.
     """
-    if resident_bytes(terms) > MEMORY:
+    if _is_streamed(terms):
         found = recompress_streamed(terms, rank, workspace)
     else:
         found = _resident(terms, rank, workspace)
@@ -149,15 +173,30 @@ def by_rule(rule: ModuleRule, terms: ModuleTerms) -> MergedModule:
 
 
 def _resident(terms: ModuleTerms, rank: int, workspace: Workspace) -> Recompressed:
-    d_out, d_in = terms.shape
-    b = workspace.take("b", d_out, terms.rank)
-    a = workspace.take("a", terms.rank, d_in)
-    terms.read_a(a)
+    """By the Gram matrices of the stack, of which one factor is held at a time."""
+    a = _read_a(terms, workspace)
+    gram_a = symmetric_product(a, out=workspace.take("gram a", terms.rank, terms.rank))
+    # B comes into the same memory: reading A once more costs less than room for both.
+    b = workspace.take("stack", terms.shape[0], terms.rank)
     terms.read_b(b, workspace)
     gram_b = symmetric_product(b.T, out=workspace.take("gram b", terms.rank, terms.rank))
-    gram_a = symmetric_product(a, out=workspace.take("gram a", terms.rank, terms.rank))
     terms.check_squares(gram_b.diagonal(), gram_a.diagonal())
-    return recompress(b, a, rank, coefficients=terms.coefficients, grams=(gram_b, gram_a))
+    spectrum = quick_spectrum(gram_b, gram_a, terms.coefficients, rank)
+    if spectrum is not None:
+        left = b @ spectrum.left
+        found = outcome(left, spectrum.right @ _read_a(terms, workspace), spectrum)
+        if found is not None:
+            return found
+        terms.read_b(workspace.take("stack", terms.shape[0], terms.rank), workspace)
+    a = workspace.take("other", terms.rank, terms.shape[1])
+    terms.read_a(a)
+    return recompress(b, a, rank, coefficients=terms.coefficients, exact=True)
+
+
+def _read_a(terms: ModuleTerms, workspace: Workspace) -> torch.Tensor:
+    a = workspace.take("stack", terms.rank, terms.shape[1])
+    terms.read_a(a)
+    return a
 
 
 def _squares(values: torch.Tensor, dim: int) -> torch.Tensor:

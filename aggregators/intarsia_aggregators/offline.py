@@ -34,8 +34,8 @@ from intarsia_aggregators.merging import (
     MergedModule,
     approximated,
     by_rule,
-    resident_bytes,
     stacked_rows,
+    working_bytes,
 )
 from intarsia_aggregators.sources import ModuleTerms, Source, Workspace
 from intarsia_aggregators.workers import side_by_side
@@ -213,7 +213,7 @@ class OfflineSum:
     @property
     def workers(self) -> int:
         """How many modules may be worked on at a time: one a thread, as far as memory goes."""
-        largest = max(map(resident_bytes, self._terms.values()))
+        largest = max(working_bytes(terms, self._rank) for terms in self._terms.values())
         return max(1, min(torch.get_num_threads(), MEMORY // max(largest, 1)))
 
     def _layout(self, terms: ModuleTerms) -> ModuleLayout:

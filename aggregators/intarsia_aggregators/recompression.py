@@ -51,7 +51,6 @@ def recompress(
     rank: int,
     *,
     coefficients: torch.Tensor | None = None,
-    grams: tuple[torch.Tensor, torch.Tensor] | None = None,
     exact: bool = False,
 ) -> Recompressed:
     """The best approximation of a weighted stack at a bounded rank.
@@ -61,7 +60,6 @@ def recompress(
         a: Shape (R, d_in), likewise.
         rank: How many directions to keep at most, at least 1.
         coefficients: What multiplies each term, shape (R,), of either sign; 1 by default.
-        grams: ``B^T B`` and ``A A^T`` in float32 where they are known already; overwritten.
         exact: Whether to compute in float64 throughout.
 
     Returns:
@@ -74,8 +72,7 @@ def recompress(
     if coefficients is None:
         coefficients = torch.ones(b.shape[1], dtype=torch.float64, device=b.device)
     if b.dtype == torch.float32 and not exact:
-        gram_b, gram_a = grams or (symmetric_product(b.T), symmetric_product(a))
-        spectrum = quick_spectrum(gram_b, gram_a, coefficients, rank)
+        spectrum = quick_spectrum(symmetric_product(b.T), symmetric_product(a), coefficients, rank)
         if spectrum is not None:
             found = outcome(b @ spectrum.left, spectrum.right @ a, spectrum)
             if found is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from intarsia_aggregators.factors import product_norm
 
 # Bytes of B that are read before they are set side by side.
-_STAGING = 8 << 20
+_STAGING = 2 << 20
 _LARGEST = float(np.finfo(np.float32).max)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ _LENGTH_BYTES = 8
 _LARGEST_SIDE = 1 << 40
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModuleLayout:
     """What a module's factors are before they are read.
 
@@ -52,7 +53,7 @@ class ModuleLayout:
     scaling: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StoredTensor:
     """Where a tensor lies in a file.
 
@@ -83,7 +84,30 @@ class TensorReader:
             self._mark = _mark(path.stat())
         except OSError as error:
             raise StorageError(f"reading {path}", error.strerror, "check the file") from error
-        self.tensors = self._read_header()
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Read the header.
+
+        Returns:
+            From each key to where its tensor lies.
+
+        Raises:
+            InputError: If there are too many tensors, or one of a type that is not read.
+            IntegrityError: If the file is not whole or its header is not true.
+            StorageError: If it cannot be read.
+        """
+        size = self._mark[2]
+        beginning = bytearray(min(_LENGTH_BYTES, size))
+        self._fill(memoryview(beginning), 0)
+        length = int.from_bytes(beginning, "little")
+        # No more than a header may have and the file has, whatever it claims.
+        header_bytes = bytearray(min(_LENGTH_BYTES + min(length, MAX_HEADER_BYTES), size))
+        self._fill(memoryview(header_bytes), 0)
+        header, begin = split_tensor_file(self._path.name, bytes(header_bytes))
+        header.pop("__metadata__", None)
+        if len(header) > MAX_TENSORS:
+            raise InputError(self._path.name, f"{len(header)} tensors", f"send {MAX_TENSORS}")
+        return _placed_tensors(self._path.name, header, begin, size)
 
     def read(self, tensor: StoredTensor, out: FloatArray, *, first_row: int = 0) -> None:
         """Read rows of a tensor as float32; whether they are finite is not checked.
@@ -130,35 +154,20 @@ class TensorReader:
         except OSError as error:
             raise StorageError(f"reading {self._path}", error.strerror, "check the disk") from error
 
-    def _read_header(self) -> dict[str, StoredTensor]:
-        size = self._mark[2]
-        beginning = bytearray(min(_LENGTH_BYTES, size))
-        self._fill(memoryview(beginning), 0)
-        length = int.from_bytes(beginning, "little")
-        # No more than a header may have and the file has, whatever it claims.
-        wanted = min(_LENGTH_BYTES + min(length, MAX_HEADER_BYTES), size)
-        header_bytes = bytearray(wanted)
-        self._fill(memoryview(header_bytes), 0)
-        header, begin = split_tensor_file(self._path.name, bytes(header_bytes))
-        header.pop("__metadata__", None)
-        if len(header) > MAX_TENSORS:
-            raise InputError(self._path.name, f"{len(header)} tensors", f"send {MAX_TENSORS}")
-        return _placed_tensors(self._path.name, header, begin, size)
-
 
 class OpenedModules(Mapping[str, LowRankFactors]):
     """The modules of an adapter that stays on disk.
 
     Args:
         reader: The tensor file.
-        places: From each module to its two tensors, ``"A"`` and ``"B"``.
+        places: From each module to its two tensors, A and B.
         layouts: From each module to what its factors are.
     """
 
     def __init__(
         self,
         reader: TensorReader,
-        places: Mapping[str, Mapping[str, StoredTensor]],
+        places: Mapping[str, tuple[StoredTensor, StoredTensor]],
         layouts: Mapping[str, ModuleLayout],
     ) -> None:
         self._reader = reader
@@ -178,8 +187,8 @@ class OpenedModules(Mapping[str, LowRankFactors]):
         b = np.empty((layout.shape[0], layout.rank), dtype=np.float32)
         self.read_a(name, a)
         self.read_b(name, b)
-        for side, values in (("A", a), ("B", b)):
-            check_finite(self._places[name][side].key, values)
+        for place, values in zip(self._places[name], (a, b), strict=True):
+            check_finite(place.key, values)
         return LowRankFactors(a=a, b=b, scaling=layout.scaling)
 
     def __iter__(self) -> Iterator[str]:
@@ -210,7 +219,7 @@ class OpenedModules(Mapping[str, LowRankFactors]):
         Raises:
             IntegrityError: If the file is not what it was.
         """
-        self._reader.read(self._places[name]["A"], out, first_row=first_row)
+        self._reader.read(self._places[name][0], out, first_row=first_row)
 
     def read_b(self, name: str, out: FloatArray, *, first_row: int = 0) -> None:
         """Read rows of a module's B; whether they are finite is not checked.
@@ -223,7 +232,7 @@ class OpenedModules(Mapping[str, LowRankFactors]):
         Raises:
             IntegrityError: If the file is not what it was.
         """
-        self._reader.read(self._places[name]["B"], out, first_row=first_row)
+        self._reader.read(self._places[name][1], out, first_row=first_row)
 
 
 class _OpenedTensors(Mapping[str, FloatArray]):
@@ -305,17 +314,25 @@ def open_files(configuration: bytes, tensors: Path) -> Adapter:
     """
     settings = read_configuration(configuration)
     reader = TensorReader(tensors)
-    places: dict[str, dict[str, StoredTensor]] = {}
+    sides: dict[str, dict[str, StoredTensor]] = {}
     head: dict[str, StoredTensor] = {}
-    for key, tensor in reader.tensors.items():
+    for key, tensor in reader.tensors().items():
         side, name = parameter_of(key, settings)
         if side == HEAD:
             put_once(head, name, tensor, key)
         else:
-            put_once(places.setdefault(name, {}), side, tensor, key)
-    if not places:
+            # Hundreds of adapters have the same names.
+            put_once(sides.setdefault(sys.intern(name), {}), side, tensor, key)
+    if not sides:
         raise InputError("adapter", "has no LoRA factors", "save it with PEFT after training")
-    layouts = {name: _layout(name, places[name], settings) for name in sorted(places)}
+    layouts, places = {}, {}
+    alike: dict[ModuleLayout, ModuleLayout] = {}
+    for name in sorted(sides):
+        check_sides(name, sides[name])
+        places[name] = a, b = sides[name]["A"], sides[name]["B"]
+        scaling = checked_scaling(name, a.shape, b.shape, settings)
+        layout = ModuleLayout(rank=a.shape[0], shape=(b.shape[0], a.shape[1]), scaling=scaling)
+        layouts[name] = alike.setdefault(layout, layout)
     return configured_adapter(
         settings,
         OpenedModules(reader, places, layouts),
@@ -323,20 +340,12 @@ def open_files(configuration: bytes, tensors: Path) -> Adapter:
     )
 
 
-def _layout(
-    name: str, places: Mapping[str, StoredTensor], settings: Mapping[str, Any]
-) -> ModuleLayout:
-    check_sides(name, places)
-    a, b = places["A"].shape, places["B"].shape
-    scaling = checked_scaling(name, a, b, settings)
-    return ModuleLayout(rank=a[0], shape=(b[0], a[1]), scaling=scaling)
-
-
 def _placed_tensors(
     thing: str, header: Mapping[str, Any], begin: int, size: int
 ) -> dict[str, StoredTensor]:
     """Check that the tensors fill the file without gap or overlap, as safetensors demands."""
     placed: dict[str, StoredTensor] = {}
+    alike: dict[tuple[int, ...], tuple[int, ...]] = {}
     spans = []
     for key, entry in header.items():
         kind, shape, first, last = _entry(thing, key, entry)
@@ -348,7 +357,10 @@ def _placed_tensors(
                 "send it again, whole",
             )
         spans.append((first, last))
-        placed[key] = StoredTensor(key=key, kind=kind, shape=shape, begin=begin + first)
+        shape = alike.setdefault(shape, shape)
+        placed[key] = StoredTensor(
+            key=sys.intern(key), kind=sys.intern(kind), shape=shape, begin=begin + first
+        )
     at = 0
     for first, last in sorted(spans):
         if first != at:

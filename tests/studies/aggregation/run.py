@@ -17,11 +17,13 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from study import Cell, Row, Study, best_rates, read_results, read_study
+from intarsia_client.errors import InputError
+from study import Cell, Dataset, Row, Study, best_rates, read_results, read_study
+from texts import base_path, read_texts
 
 HERE = Path(__file__).parent
 
@@ -164,6 +166,7 @@ def run(study: Study, options: argparse.Namespace) -> list[str]:
     Returns:
         What failed, a line each.
     """
+    study, absent = with_data(study, options.shared)
     results = read_results(options.home)
     tuning = needed_for_tuning(study, options.only)
     guessed = {(cell.dataset.name, cell.row): cell.learning_rate for cell in tuning}
@@ -172,7 +175,7 @@ def run(study: Study, options: argparse.Namespace) -> list[str]:
     now, later = unfinished(tuning, results), unfinished(figures, results)
     _say(f"{len(now)} cells to choose learning rates by, {len(later)} for the figures")
     if not now and not later:
-        return []
+        return absent
     workers = Workers(
         options.workers, options.home, options.shared, results, len(tuning) + len(figures)
     )
@@ -182,7 +185,31 @@ def run(study: Study, options: argparse.Namespace) -> list[str]:
         workers.run(unfinished(figures, results), [])
     finally:
         workers.close()
-    return workers.failed
+    return [*absent, *workers.failed]
+
+
+def with_data(study: Study, shared: Path) -> tuple[Study, list[str]]:
+    """The study on the data sets that are there.
+
+    Args:
+        study: The study.
+        shared: The folder of shared data.
+
+    Returns:
+        The study, and a line for each data set that is not there.
+    """
+    there: list[Dataset] = []
+    absent: list[str] = []
+    for dataset in study.datasets:
+        try:
+            read_texts(dataset, shared)
+            base_path(dataset, shared)
+        except InputError as error:
+            absent.append(str(error))
+            _say(f"{dataset.name} is left out: {error}")
+        else:
+            there.append(dataset)
+    return replace(study, datasets=tuple(there)), absent
 
 
 def _say(line: str) -> None:

@@ -8,6 +8,7 @@ standard input ends, because the driver is done or was killed, so does the proce
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -33,8 +34,12 @@ def main() -> None:
             told = {"cell": asdict(cell), "result": result}
             write_bytes(cell_file(home, cell), json.dumps(told, indent=1).encode() + b"\n")
             answer = {"result": result}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The driver was killed; nobody is there to read what Python would still flush.
+            os._exit(1)
 
 
 if __name__ == "__main__":
