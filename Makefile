@@ -48,6 +48,8 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/grids.py
 	$(BIN)/python tests/benchmarks/private_step.py
+	$(BIN)/python tests/benchmarks/aggregation/growth.py
+	$(BIN)/python tests/benchmarks/aggregation/run.py
 	$(BIN)/python tests/benchmarks/demo.py
 
 clean:

@@ -18,7 +18,7 @@ from intarsia_aggregators.sources import ModuleTerms, Workspace
 from intarsia_aggregators.spectrum import quick_spectrum
 from intarsia_aggregators.streamed import is_accumulated, recompress_streamed, streamed_bytes
 
-MEMORY = 96 << 20
+MEMORY = 48 << 20
 """Bytes for the stacks and Gram matrices of all modules that are worked on at a time."""
 
 # Numbers that are written at a time where the result is the stack itself.

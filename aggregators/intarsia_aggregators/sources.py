@@ -83,6 +83,10 @@ class Workspace:
             held = self._held[name] = torch.empty(size)
         return held[:size].view(*shape)
 
+    def clear(self) -> None:
+        """Give all memory back."""
+        self._held.clear()
+
 
 class ModuleTerms:
     """The terms that several sources bring to one module, one after the other.

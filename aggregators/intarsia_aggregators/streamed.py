@@ -14,6 +14,7 @@ Memory depends on the layer's shape and the wanted rank, not on the number of ad
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -26,7 +27,11 @@ from intarsia_aggregators.spectrum import TOLERANCE
 from intarsia_aggregators.subspace import Leading, Operator, block_width, leading_directions
 
 # Bytes of one part's factors, and how many terms it has at most.
-_TILE, _TERMS = 8 << 20, 512
+_TILE, _TERMS = 4 << 20, 512
+# The same of the part that meets all others: the larger, the fewer times these are read.
+_ROWS = 16 << 20
+# Blocks of vectors that the iteration has at a time.
+_BLOCKS = 14
 # Bytes of the largest layer whose sum is held as a matrix.
 _MATRIX = 24 << 20
 # float32 decides where at least this share of the largest square is left out.
@@ -132,15 +137,18 @@ class StreamedOperator:
         Raises:
             InputError: If a number or a source's product is not finite.
         """
-        total, earlier = 0.0, []
-        for tile, b, a, weights in _parts(self._terms, self._workspace, self._kind):
+        total = 0.0
+        rows = _tiles(self._terms, _ROWS)
+        for number, tile in enumerate(rows):
+            b, a, weights = _part(tile, self._workspace, self._kind, "rows ")
             gram_b, gram_a = symmetric_product(b.T), symmetric_product(a)
             tile.check_squares(gram_b.diagonal(), gram_a.diagonal())
             total += _weighted_sum(gram_b, gram_a, weights, weights)
-            for other in earlier:
-                other_b, other_a, columns = _part(other, self._workspace, self._kind, "other ")
-                total += 2.0 * _weighted_sum(b.T @ other_b, a @ other_a.T, weights, columns)
-            earlier.append(tile)
+            for earlier in rows[:number]:
+                for _, other_b, other_a, columns in _parts(earlier, self._workspace, self._kind):
+                    total += 2.0 * _weighted_sum(b.T @ other_b, a @ other_a.T, weights, columns)
+        # The iteration needs the room for its blocks.
+        self._workspace.clear()
         return max(total, 0.0)
 
 
@@ -151,10 +159,10 @@ def is_accumulated(terms: ModuleTerms) -> bool:
 
 def streamed_bytes(terms: ModuleTerms, rank: int) -> int:
     """Memory that :func:`recompress_streamed` takes, nearly."""
-    blocks = 8 * 4 * block_width(rank) * max(terms.shape)
+    blocks = _BLOCKS * 4 * block_width(rank) * max(terms.shape)
     if is_accumulated(terms):
         return _TILE + 4 * terms.shape[0] * terms.shape[1] + blocks
-    return 2 * _TILE + blocks
+    return _TILE + max(_ROWS, blocks)
 
 
 def recompress_streamed(terms: ModuleTerms, rank: int, workspace: Workspace) -> Recompressed:
@@ -172,15 +180,9 @@ def recompress_streamed(terms: ModuleTerms, rank: int, workspace: Workspace) -> 
     Raises:
         InputError: If a number or a source's product is not finite.
     """
-    found = None
-    for kind in (torch.float32, torch.float64):
-        operator = _operator(terms, workspace, kind)
-        energy = operator.energy()
-        found = leading_directions(
-            operator, rank, size=terms.shape[1], energy=energy, tolerance=TOLERANCE
-        )
-        if _decided(found, energy):
-            break
+    operator, energy, found = _leading(terms, rank, workspace, torch.float32)
+    if not _decided(found, energy):
+        operator, energy, found = _leading(terms, rank, workspace, torch.float64)
     root = found.squares.sqrt().sqrt().to(found.block.dtype)
     b = operator.forward(found.block) / root
     a = found.block.T * root[:, None]
@@ -192,17 +194,26 @@ def recompress_streamed(terms: ModuleTerms, rank: int, workspace: Workspace) -> 
     )
 
 
-def _operator(terms: ModuleTerms, workspace: Workspace, kind: torch.dtype) -> Summed:
-    if is_accumulated(terms):
-        return AccumulatedOperator(terms, workspace, kind)
-    return StreamedOperator(terms, workspace, kind)
+def _leading(
+    terms: ModuleTerms, rank: int, workspace: Workspace, kind: torch.dtype
+) -> tuple[Summed, float, Leading]:
+    make = AccumulatedOperator if is_accumulated(terms) else StreamedOperator
+    operator: Summed = make(terms, workspace, kind)
+    energy = operator.energy()
+    size = min(terms.shape)
+    return (
+        operator,
+        energy,
+        leading_directions(operator, rank, size=size, energy=energy, tolerance=TOLERANCE),
+    )
 
 
 def _decided(found: Leading, energy: float) -> bool:
     """Whether float32's rounding is far below what is left out."""
     left_out = energy - float(found.squares.sum())
     largest = float(found.squares[0]) if len(found.squares) else 0.0
-    return found.converged and left_out >= _SMALLEST_LEFT_OUT * largest > 0.0
+    enough = left_out >= _SMALLEST_LEFT_OUT * largest > 0.0
+    return found.converged and math.isfinite(energy) and enough
 
 
 _Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -212,9 +223,12 @@ def _parts(
     terms: ModuleTerms, workspace: Workspace, kind: torch.dtype
 ) -> Iterator[tuple[ModuleTerms, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """The terms a few sources at a time: B, A and what multiplies each term."""
-    largest = max(min(_TILE // (4 * sum(terms.shape)), _TERMS), 1)
-    for tile in terms.tiles(largest):
+    for tile in _tiles(terms, _TILE):
         yield tile, *_part(tile, workspace, kind, "")
+
+
+def _tiles(terms: ModuleTerms, size: int) -> list[ModuleTerms]:
+    return terms.tiles(max(min(size // (4 * sum(terms.shape)), _TERMS), 1))
 
 
 def _part(tile: ModuleTerms, workspace: Workspace, kind: torch.dtype, prefix: str) -> _Part:

@@ -8,7 +8,12 @@ import torch
 from intarsia_aggregators import merging, streamed
 from intarsia_aggregators.merging import approximated
 from intarsia_aggregators.sources import ModuleTerms, Source, Workspace
-from intarsia_aggregators.streamed import StreamedOperator, recompress_streamed
+from intarsia_aggregators.streamed import (
+    AccumulatedOperator,
+    StreamedOperator,
+    is_accumulated,
+    recompress_streamed,
+)
 from intarsia_client.errors import InputError
 from intarsia_client.wire import Adapter, LowRankFactors
 
@@ -39,17 +44,25 @@ def dense(module: ModuleTerms) -> np.ndarray:
     return sum(one.share * one.adapter.modules["m"].product() for one in module.sources)
 
 
-@pytest.fixture(params=[1, 4 * (D_OUT + D_IN) * 8, 1 << 30])
+@pytest.fixture(params=[1, 8, 1000])
 def _parts(request, monkeypatch):
     """One source a part, a few, or all of them in one."""
-    monkeypatch.setattr(streamed, "_TILE", request.param)
+    monkeypatch.setattr(streamed, "_TERMS", request.param)
+
+
+@pytest.fixture(params=["accumulated", "streamed"])
+def _way(request, monkeypatch):
+    if request.param == "streamed":
+        monkeypatch.setattr(streamed, "_MATRIX", 0)
+    assert is_accumulated(terms()) == (request.param == "accumulated")
 
 
 @pytest.mark.usefixtures("_parts")
+@pytest.mark.parametrize("make", [AccumulatedOperator, StreamedOperator])
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-def test_the_operator_is_the_dense_product(kind):
+def test_the_operator_is_the_dense_product(make, kind):
     module = terms()
-    operator = StreamedOperator(module, Workspace(), kind)
+    operator = make(module, Workspace(), kind)
     matrix = torch.from_numpy(dense(module))
     block = torch.randn((D_IN, 6), generator=torch.Generator().manual_seed(0)).to(kind)
     close = {"rtol": 1e-4, "atol": 1e-2} if kind == torch.float32 else {}
@@ -62,7 +75,7 @@ def test_the_operator_is_the_dense_product(kind):
     assert operator.begin(3).shape == (D_IN, 3)
 
 
-@pytest.mark.usefixtures("_parts")
+@pytest.mark.usefixtures("_parts", "_way")
 @pytest.mark.parametrize(("shared", "rank"), [(False, 3), (False, 20), (False, 60), (True, 3)])
 def test_it_is_the_best_approximation(shared, rank):
     module = terms(shared=shared)
@@ -80,14 +93,29 @@ def test_it_is_the_best_approximation(shared, rank):
     assert torch.allclose(norms_b, norms_a, rtol=1e-2)
 
 
+@pytest.mark.usefixtures("_way")
 def test_more_rank_than_there_is_leaves_what_there_is():
     found = recompress_streamed(terms(shared=True), 12, Workspace())
     assert found.b.shape == (D_OUT, 4) and found.cut < 1e-12
 
 
+@pytest.mark.usefixtures("_way")
 def test_a_sum_of_nothing_is_nothing():
     found = recompress_streamed(terms(scale=0.0), 3, Workspace())
     assert found.b.shape == (D_OUT, 0) and (found.energy, found.cut) == (0.0, 0.0)
+
+
+@pytest.mark.usefixtures("_way")
+def test_a_gauge_beyond_float32_s_squares_changes_nothing():
+    module = terms()
+    wanted = recompress_streamed(module, 20, Workspace())
+    factors = module.sources[5].adapter.modules["m"]
+    factors.a[:] *= np.float32(1e-25)
+    factors.b[:] *= np.float32(1e25)
+    found = recompress_streamed(module, 20, Workspace())
+    difference = found.b.double() @ found.a.double() - wanted.b.double() @ wanted.a.double()
+    assert difference.norm() < 0.05 * (wanted.b.double() @ wanted.a.double()).norm()
+    assert found.cut == pytest.approx(wanted.cut, rel=3e-3)
 
 
 def test_memory_decides_between_holding_and_streaming(monkeypatch):
@@ -107,11 +135,22 @@ def test_memory_decides_between_holding_and_streaming(monkeypatch):
     assert passed.cut == pytest.approx(held.cut, rel=2e-3)
 
 
+@pytest.mark.usefixtures("_way")
 def test_what_is_not_finite_is_named_by_its_folder():
     module = terms()
     module.sources[3].adapter.modules["m"].b[7, 2] = np.nan
     with pytest.raises(InputError, match="folder 3: factor B of m: not finite"):
         recompress_streamed(module, 3, Workspace())
+
+
+def test_many_terms_of_a_small_layer_are_added_up(monkeypatch):
+    monkeypatch.setattr(merging, "_MANY", 0)
+    module = terms()
+    monkeypatch.setattr(merging, "MEMORY", 1)
+    assert merging.working_bytes(module, 8) == streamed.streamed_bytes(module, 8)
+    monkeypatch.undo()
+    assert merging.working_bytes(module, 8) == merging.resident_bytes(module)
+    assert merging.working_bytes(module, None) < 1 << 25
 
 
 def test_tiles_keep_sources_whole_and_in_order():

@@ -23,8 +23,8 @@ MOST_MODULES = 10
 
 _WEIGHT = "--weight"
 _LISTED = (
-    "name", "exact", "mixed_ranks", "linear", "starts", "upload_cost", "download_cost", "summary",
-    "source",
+    "name", "exact", "mixed_ranks", "linear", "adds_deltas", "starts", "upload_cost",
+    "download_cost", "summary", "source",
 )  # fmt: skip
 
 

@@ -156,7 +156,13 @@ def _in_words(open_round: dict[str, Any] | None) -> str | None:
 
 
 def _rounds_table(results: Sequence[RoundResult], digests: Sequence[str | None]) -> Any:
-    from intarsia_platform.reporting.measures import ACCURACY, LOSS, PERPLEXITY, duration_text
+    from intarsia_platform.reporting.measures import (
+        ACCURACY,
+        LOSS,
+        PERPLEXITY,
+        duration_text,
+        share_text,
+    )
 
     measures = (LOSS, PERPLEXITY, ACCURACY)
     rows = [
@@ -167,10 +173,12 @@ def _rounds_table(results: Sequence[RoundResult], digests: Sequence[str | None])
             len(result.refused),
             len(result.sat_out),
             result.rank,
+            share_text(result.residual_energy),
             duration_text(result.seconds),
             short_digest(digest),
         )
         for result, digest in zip(results, digests, strict=True)
     ]
     numbers = ["round", "loss", "perplexity", "accuracy", "accepted", "refused", "absent", "rank"]
-    return table([*numbers, "time", "adapter"], rows, right=" ".join([*numbers, "time"]))
+    headings = [*numbers, "held-back", "time"]
+    return table([*headings, "adapter"], rows, right=" ".join(headings))

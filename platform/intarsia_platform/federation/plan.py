@@ -142,6 +142,10 @@ class FederationPlan:
                 start,
                 f"{method.name} begins a client's round with {' or '.join(method.starts)}",
             )
+        if start == "fresh" and self.training.keep_optimizer:
+            raise InputError(
+                "train.keep_optimizer", "true", "a fresh start has no directions to keep moments of"
+            )
         bounded = method.name == "ledger"
         rank = self.broadcast_rank
         if bounded and not rank:

@@ -53,7 +53,7 @@ def _mapped(path: Path) -> bytes:
 def _opened_in_part(settings: dict[str, Any], path: Path, start: Adapter, factors: str) -> Adapter:
     """One factor from the file, the other from the start; or the head alone."""
     reader = TensorReader(path)
-    places = {parameter_of(key, settings): tensor for key, tensor in reader.tensors.items()}
+    places = {parameter_of(key, settings): tensor for key, tensor in reader.tensors().items()}
 
     def read(side: str, name: str) -> FloatArray:
         values: FloatArray = np.empty(places[side, name].shape, dtype=np.float32)

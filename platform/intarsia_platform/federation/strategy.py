@@ -316,8 +316,8 @@ class LoraStrategy(Strategy):
             broadcast: The adapter; it is sent whole to everyone.
             nodes: Which nodes to ask.
             message_type: ``"evaluate"``, or ``"train.alone"`` for a site's own adapter.
-            plain: Whether it is measured, or trained alone, as any LoRA adapter: without what the
-                method has clients keep to themselves or leave untrained.
+            plain: Whether it is measured, or trained alone, without what the method has clients
+                keep to themselves.
 
         Yields:
             One message a node.
@@ -326,7 +326,7 @@ class LoraStrategy(Strategy):
             assignment = self.plan.assignment(number, node, turn, broadcast.start_digest)
             assignment = replace(assignment, start=START_KINDS[0])
             if plain:
-                assignment = replace(assignment, trained_factors="both", shared_factors="both")
+                assignment = replace(assignment, shared_factors="both")
             assignment = broadcast.named_in(assignment)
             yield Message(
                 train_content(assignment, broadcast.record(assignment)),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -25,13 +26,18 @@ HERE = Path(__file__).parent
 RANK = 64
 QUICK = ("ours", "read", "read_and_write", "gram", "general_gram")
 SLOW = ("orthogonal", "concatenation")
+# These also with one thread, for the processor time: two threads may share a core.
+ALONE = ("ours", "gram")
 Result = dict[str, Any]
 
 
-def run_script(name: str, *words: object) -> Result:
+def run_script(name: str, *words: object, threads: int | None = None) -> Result:
     """Run a script beside this one in a process of its own; the last line that it prints."""
     ended = subprocess.run(
-        [sys.executable, HERE / name, *map(str, words)], stdout=subprocess.PIPE, text=True
+        [sys.executable, HERE / name, *map(str, words)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})},
     )
     if ended.returncode:
         raise SystemExit(f"{name} {words[0]} ended with {ended.returncode}")
@@ -39,11 +45,18 @@ def run_script(name: str, *words: object) -> Result:
     return found
 
 
-def contend(name: str, folders: Sequence[Path], out: Path, *, cold: bool = False) -> Result:
+def contend(
+    name: str,
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    cold: bool = False,
+    threads: int | None = None,
+) -> Result:
     """Run one contender; its result stays in ``out`` only if it is ours."""
     words = ["--rank", RANK, "--out", out, *(["--cold"] if cold else [])]
     try:
-        return run_script("contenders.py", name, *words, *folders)
+        return run_script("contenders.py", name, *words, *folders, threads=threads)
     finally:
         if name != "ours":
             shutil.rmtree(out, ignore_errors=True)
@@ -62,7 +75,7 @@ def median_of(results: Sequence[Result]) -> Result:
 
 def compare(folders: Sequence[Path], scratch: Path, repeats: int, slow: Sequence[str]) -> Result:
     """All contenders on one number of adapters."""
-    turns: dict[str, list[Result]] = {name: [] for name in QUICK}
+    turns: dict[str, list[Result]] = {name: [] for name in (*QUICK, *(f"{n}_1" for n in ALONE))}
     errors: Result = {}
     for _ in range(repeats):
         for name in QUICK:
@@ -72,6 +85,9 @@ def compare(folders: Sequence[Path], scratch: Path, repeats: int, slow: Sequence
                 if not errors:
                     errors = run_script("accuracy.py", RANK, out, *folders)
                 shutil.rmtree(out)
+        for name in ALONE:
+            turns[f"{name}_1"].append(contend(name, folders, scratch / "one-out", threads=1))
+            shutil.rmtree(scratch / "one-out", ignore_errors=True)
     found = {name: median_of(results) for name, results in turns.items()}
     for name in slow:
         found[name] = contend(name, folders, scratch / "out")
@@ -95,6 +111,9 @@ def ratios(found: Result) -> Result:
                 "wall": mine["wall_seconds"] / wall,
                 "peak": mine["megabytes_peak"] / other["megabytes_peak"],
             }
+    compared["gram_1"] = {
+        "cpu": found["ours_1"]["cpu_seconds"] / found["gram_1"]["products_cpu_seconds"]
+    }
     compared["read_cold"] = {
         "wall": found["ours_cold"]["wall_seconds"] / found["read_cold"]["wall_seconds"]
     }
@@ -106,11 +125,13 @@ def targets(few: Result, many: Result, most: Result | None) -> Result:
     first, second = ratios(few), ratios(many)
     seen = {
         "10: cpu_seconds": (few["ours"]["cpu_seconds"], 1.6),
+        "10: cpu_seconds, one thread": (few["ours_1"]["cpu_seconds"], 1.6),
         "10: wall over reading": (first["read"]["wall"], 2.5),
         "10: wall over reading, cold": (first["read_cold"]["wall"], 2.5),
         "10: megabytes beyond the start": (few["ours"]["megabytes_beyond"], 400.0),
         "50: cpu over its Gram products": (second["gram"]["cpu"], 1.3),
         "50: wall over its Gram products": (second["gram"]["wall"], 1.3),
+        "50: cpu over its Gram products, one thread": (second["gram_1"]["cpu"], 1.3),
     }
     if "orthogonal" in many:
         seen["50: cpu over QR and SVD"] = (second["orthogonal"]["cpu"], 0.35)

@@ -157,7 +157,7 @@ def test_the_list_is_the_catalogue(intarsia):
     for entry, method in zip(catalog.CATALOG, methods, strict=True):
         for text in (entry.summary, entry.source, entry.upload_cost, entry.download_cost):
             assert text in ended.out
-        for name in ("exact", "mixed_ranks", "linear", "upload_cost", "download_cost"):
+        for name in ("exact", "mixed_ranks", "linear", "adds_deltas", "upload_cost"):
             assert method[name] == getattr(entry, name)
         assert method["starts"] == list(entry.starts)
         assert ", ".join(entry.starts) in ended.out

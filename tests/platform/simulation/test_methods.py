@@ -43,20 +43,27 @@ def test_every_method_runs(method, configure, tmp_path, observer):
 
 
 @pytest.mark.parametrize(
-    ("override", "line"),
+    ("overrides", "line"),
     [
-        ("federation.method=fedit", "lora.ranks: [2, 4]; give one rank to all clients of fedit"),
-        ("federation.method=fedavg", "federation.method: fedavg; it trains heads alone"),
-        ("federation.start=fresh", "federation.start: fresh; "),
+        (["method=fedit"], "lora.ranks: [2, 4]; give one rank to all clients of fedit"),
+        (["method=fedavg"], "federation.method: fedavg; it trains heads alone"),
+        (["method=ffa-lora", "start=fresh"], "federation.start: fresh; ffa-lora begins a client's"),
+        (["method=flora", "start=prefix"], "federation.start: prefix; flora begins a client's"),
     ],
 )
-def test_what_the_method_cannot_do_is_refused_by_key(override, line, configure, tmp_path, observer):
-    overrides = [override]
-    if "start" in override:
-        overrides.append("federation.method=ffa-lora")
+def test_what_the_method_cannot_do_is_refused_by_key(
+    overrides, line, configure, tmp_path, observer
+):
+    asked = configure(*(f"federation.{one}" for one in overrides))
     with pytest.raises(InputError) as caught:
-        simulate(configure(*overrides), home=Home.open(tmp_path / "home"), observer=observer)
+        simulate(asked, home=Home.open(tmp_path / "home"), observer=observer)
     assert str(caught.value).startswith(line)
+
+
+def test_moments_cannot_be_kept_of_directions_that_are_always_new(configure, tmp_path, observer):
+    asked = configure("federation.start=fresh", "train.keep_optimizer=true")
+    with pytest.raises(InputError, match=r"train\.keep_optimizer: true; a fresh start"):
+        simulate(asked, home=Home.open(tmp_path / "home"), observer=observer)
 
 
 @pytest.fixture
@@ -65,7 +72,9 @@ def simulated(configure, tmp_path, observer):
 
     def run(*overrides: str):
         home = Home.open(tmp_path / f"home-{len(list(tmp_path.iterdir()))}")
-        result = simulate(configure(*overrides), home=home, observer=observer)
+        # The server measures the last round alone.
+        asked = configure("evaluation.rounds=9", *overrides)
+        result = simulate(asked, home=home, observer=observer)
         with open_database(home.database_url) as database:
             journal = RunJournal(database, result.run)
             down = [

@@ -46,17 +46,19 @@ def undisturbed_results() -> dict[tuple[str, ...], SimulationResult]:
     return {}
 
 
-@pytest.mark.parametrize("overrides", [(), BOUNDED], ids=["default", "bounded"])
 @pytest.mark.parametrize(
-    ("state", "left"),
+    ("state", "left", "overrides"),
     [
-        ("planned", "planned"),
-        ("sent", "sent"),
-        ("collecting", "collecting"),
-        ("accepted", "collecting"),
-        ("aggregating", "aggregating"),
-        ("published", None),
+        ("planned", "planned", BOUNDED),
+        ("sent", "sent", BOUNDED),
+        ("collecting", "collecting", BOUNDED),
+        ("accepted", "collecting", BOUNDED),
+        ("accepted", "collecting", ()),
+        ("aggregating", "aggregating", BOUNDED),
+        ("aggregating", "aggregating", ()),
+        ("published", None, BOUNDED),
     ],
+    ids=lambda value: {BOUNDED: "bounded", (): "default"}.get(value, str(value)),
 )
 def test_killed_at_any_state_it_ends_with_the_undisturbed_digest(
     state, left, overrides, undisturbed_results, configure, configuration_file, tmp_path, observer
