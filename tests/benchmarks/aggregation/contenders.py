@@ -98,7 +98,9 @@ def dense(folders: Sequence[Path], rank: int, out: Path) -> Result:
     begun = time.process_time(), time.perf_counter()
     u, sigma, v = torch.linalg.svd(b @ a, full_matrices=False)
     root = sigma[:rank].sqrt()
-    _save({"b": (u[:, :rank] * root).contiguous(), "a": root[:, None] * v[:rank]}, out)
+    _save(
+        {"b": (u[:, :rank] * root).contiguous(), "a": (root[:, None] * v[:rank]).contiguous()}, out
+    )
     return {
         "modules": 1,
         "module_cpu_seconds": time.process_time() - begun[0],

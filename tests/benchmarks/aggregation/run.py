@@ -5,7 +5,9 @@
 Writes adapters of 32 x (q, k, v, o) modules of 4096 x 4096 with FLoRA's ranks (0.67 GB for 10, 3.4
 GB for 50; the 200 are hard links to the 50), runs each contender in a process of its own, the quick
 ones in turns, and prints one JSON object with the figures, their ratios and whether each target is
-reached. The files are deleted at the end unless ``--folder`` names where to keep them.
+reached. The files are deleted at the end unless ``--folder`` names where to keep them. With
+``--results`` each measurement is kept as soon as it is there, and what is kept is not measured
+again.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ QUICK = ("ours", "read", "read_and_write", "gram", "general_gram")
 SLOW = ("orthogonal", "concatenation")
 # These also with one thread, for the processor time: two threads may share a core.
 ALONE = ("ours", "gram")
+SHOWN = ("cpu_seconds", "wall_seconds", "megabytes_beyond", "megabytes_peak")
 Result = dict[str, Any]
 
 
@@ -53,13 +56,68 @@ def contend(
     cold: bool = False,
     threads: int | None = None,
 ) -> Result:
-    """Run one contender; its result stays in ``out`` only if it is ours."""
+    """Run one contender in a process of its own.
+
+    Args:
+        name: The contender.
+        folders: The adapters.
+        out: Where its result goes.
+        cold: Whether to read the adapters from the disk and not its cache.
+        threads: How many threads it may use, None for as many as the machine has.
+
+    Returns:
+        What it printed.
+    """
     words = ["--rank", RANK, "--out", out, *(["--cold"] if cold else [])]
-    try:
-        return run_script("contenders.py", name, *words, *folders, threads=threads)
-    finally:
-        if name != "ours":
-            shutil.rmtree(out, ignore_errors=True)
+    return run_script("contenders.py", name, *words, *folders, threads=threads)
+
+
+class Measurements:
+    """Runs contenders, says each one's figures on standard error, and keeps them in a file.
+
+    Args:
+        path: The file; what is in it is not measured again. None keeps nothing.
+        scratch: Where results are written and deleted.
+    """
+
+    def __init__(self, path: Path | None, scratch: Path) -> None:
+        self._path = path
+        self._scratch = scratch
+        self._held: dict[str, Result] = {}
+        if path is not None and path.exists():
+            self._held = json.loads(path.read_text())
+
+    def of(
+        self, name: str, folders: Sequence[Path], turn: int = 0, *, check: bool = False, **how: Any
+    ) -> Result:
+        """One contender's figures.
+
+        Args:
+            name: The contender.
+            folders: The adapters.
+            turn: Which of several measurements it is.
+            check: Whether to compare the result with the best one.
+            how: See :func:`contend`.
+
+        Returns:
+            What it printed.
+        """
+        words = [f"{key}={value}" for key, value in how.items()]
+        key = " ".join([str(len(folders)), name, *words, str(turn)])
+        if key not in self._held:
+            out = self._scratch / "out"
+            try:
+                found = contend(name, folders, out, **how)
+                if check:
+                    found["accuracy"] = run_script("accuracy.py", RANK, out, *folders)
+            finally:
+                shutil.rmtree(out, ignore_errors=True)
+            self._held[key] = found
+            figures = {name: round(found[name], 3) for name in SHOWN}
+            print(f"{key}: {figures}", file=sys.stderr, flush=True)
+            if self._path is not None:
+                self._path.write_text(json.dumps(self._held, indent=2))
+        return self._held[key]
 
 
 def median_of(results: Sequence[Result]) -> Result:
@@ -73,29 +131,20 @@ def median_of(results: Sequence[Result]) -> Result:
     }
 
 
-def compare(folders: Sequence[Path], scratch: Path, repeats: int, slow: Sequence[str]) -> Result:
-    """All contenders on one number of adapters."""
-    turns: dict[str, list[Result]] = {name: [] for name in (*QUICK, *(f"{n}_1" for n in ALONE))}
-    errors: Result = {}
-    for _ in range(repeats):
+def quick_ones(measured: Measurements, folders: Sequence[Path], repeats: int) -> Result:
+    """The quick contenders in turns: medians."""
+    turns: dict[str, list[Result]] = {}
+    for turn in range(repeats):
         for name in QUICK:
-            out = scratch / f"{name}-out"
-            turns[name].append(contend(name, folders, out))
-            if name == "ours":
-                if not errors:
-                    errors = run_script("accuracy.py", RANK, out, *folders)
-                shutil.rmtree(out)
+            check = name == "ours" and turn == 0
+            turns.setdefault(name, []).append(measured.of(name, folders, turn, check=check))
         for name in ALONE:
-            turns[f"{name}_1"].append(contend(name, folders, scratch / "one-out", threads=1))
-            shutil.rmtree(scratch / "one-out", ignore_errors=True)
-    found = {name: median_of(results) for name, results in turns.items()}
-    for name in slow:
-        found[name] = contend(name, folders, scratch / "out")
-    for name in ("read", "ours"):
-        found[f"{name}_cold"] = contend(name, folders, scratch / f"{name}-out", cold=True)
-    shutil.rmtree(scratch / "ours-out")
-    found["accuracy"] = errors
-    return found
+            found = measured.of(name, folders, turn, threads=1)
+            turns.setdefault(f"{name}_1", []).append(found)
+        for name in ("read", "ours"):
+            found = measured.of(name, folders, turn, cold=True)
+            turns.setdefault(f"{name}_cold", []).append(found)
+    return {name: median_of(results) for name, results in turns.items()}
 
 
 def ratios(found: Result) -> Result:
@@ -156,8 +205,16 @@ def download(layers: int, width: int) -> Result:
     }
 
 
+def dense_of(measured: Measurements, folders: Sequence[Path], modules: int) -> Result:
+    """FlexLoRA's way on one module, and what that makes for all."""
+    sample = dict(measured.of("dense", folders))
+    for kind in ("cpu", "wall"):
+        sample[f"extrapolated_{kind}_seconds"] = modules * sample[f"module_{kind}_seconds"]
+    return sample
+
+
 def measure(arguments: argparse.Namespace, scratch: Path) -> Result:
-    """Make the adapters and run everything."""
+    """Make the adapters and run everything, the slow ones last."""
     folder = arguments.folder or scratch / "adapters"
     numbers = (10, 50, 200)
     run_script(
@@ -165,23 +222,21 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> Result:
         "--width", arguments.width, "--kind", arguments.kind, "--different", numbers[1],
     )  # fmt: skip
     folders = sorted(folder.glob("client-*"))
-    slow = () if arguments.quick else SLOW
+    measured = Measurements(arguments.results, scratch)
     found = {
-        str(count): compare(folders[:count], scratch, arguments.repeats, slow)
+        str(count): quick_ones(measured, folders[:count], arguments.repeats)
         for count in numbers[:2]
     }
     if not arguments.quick:
+        found["10"]["intarsia"] = measured.of("intarsia", folders[:10])
+        for name in SLOW:
+            found["10"][name] = measured.of(name, folders[:10])
+        for name in SLOW:
+            found["50"][name] = measured.of(name, folders[:50])
         for count in numbers[:2]:
-            sample = contend("dense", folders[:count], scratch / "out")
-            modules = 4 * arguments.layers
-            sample["extrapolated_cpu_seconds"] = modules * sample["module_cpu_seconds"]
-            sample["extrapolated_wall_seconds"] = modules * sample["module_wall_seconds"]
+            sample = dense_of(measured, folders[:count], 4 * arguments.layers)
             found[str(count)]["dense, one module extrapolated"] = sample
-    most = None
-    if not arguments.quick:
-        most = contend("intarsia", folders[:200], scratch / "out")
-        found["200"] = {"intarsia": most}
-        found["10"]["intarsia"] = contend("intarsia", folders[:10], scratch / "out")
+        found["200"] = {"ours": measured.of("ours", folders[:200])}
     return {
         "kind": arguments.kind,
         "layers": arguments.layers,
@@ -190,7 +245,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> Result:
         "adapters": found,
         "ratios": {count: ratios(found[count]) for count in ("10", "50")},
         "download_bytes": download(arguments.layers, arguments.width),
-        "targets": targets(found["10"], found["50"], most),
+        "targets": targets(found["10"], found["50"], found.get("200", {}).get("ours")),
     }
 
 
@@ -203,6 +258,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="without the slow ones and the 200")
+    parser.add_argument(
+        "--results", type=Path, help="a file to keep each measurement in, and to go on from"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder and arguments.folder.parent) as scratch:
         print(json.dumps(measure(arguments, Path(scratch)), indent=2))
