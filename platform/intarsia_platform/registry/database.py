@@ -235,6 +235,9 @@ def _sqlite_engine(url: URL, busy_seconds: float) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
+        if connection.get_execution_options().get("intarsia_migrating", False):
+            # A table can only be made anew while nothing checks what points at it.
+            connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
         reading = connection.get_execution_options().get("intarsia_reading", False)
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
@@ -271,7 +274,7 @@ def _migrate(database: Database) -> None:
     settings = Config()
     settings.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     settings.set_main_option("path_separator", "os")
-    with database.begin() as connection:
+    with _migrating(database) as connection:
         serialise(connection, "migrations")
         settings.attributes["connection"] = connection
         try:
@@ -282,6 +285,27 @@ def _migrate(database: Database) -> None:
                 f"its schema is not known here ({error})",
                 "use the newest Intarsia that has opened it",
             ) from None
+
+
+@contextlib.contextmanager
+def _migrating(database: Database) -> Iterator[Connection]:
+    """One transaction in which SQLite checks foreign keys at the end, not in between."""
+    with _translated(database.name), database.engine.connect() as plain:
+        connection = plain.execution_options(intarsia_migrating=True)
+        try:
+            with connection.begin():
+                yield connection
+                if connection.dialect.name == "sqlite":
+                    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchone()
+                    if broken is not None:
+                        raise IntegrityError(
+                            f"database {database.name}",
+                            f"a row of {broken[0]} points at nothing in {broken[2]}",
+                            "restore it from a backup",
+                        )
+        finally:
+            # The pool would hand out a connection that checks nothing.
+            connection.invalidate()
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from intarsia_platform.registry.rows import (
     RUN_STATUSES,
 )
 
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 """The newest migration, named here so that opening a current database loads no migration code."""
 
 DIGEST_LENGTH = 71

@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from intarsia_client.errors import InputError, IntegrityError, StorageError
+from intarsia_platform.registry import access_tables  # noqa: F401 - completes the schema
 from intarsia_platform.registry import database as database_room
 from intarsia_platform.registry.database import Database, insert_if_absent, open_database
 from intarsia_platform.registry.tables import HEAD_REVISION, PrivacySpendTable, RunTable, Table
@@ -68,9 +70,38 @@ def test_migrations_make_the_same_tables_as_the_schema(tmp_path: Path) -> None:
     with open_database(sqlite_url(tmp_path)) as database, database.read() as migrated:
         for connection in (migrated, plain.connect()):
             rows = connection.exec_driver_sql(query, {"version": "alembic_version"})
-            texts.append({name: sorted(sql.replace(",", "").split()) for name, sql in rows})
+            # A table that SQLite made anew has its name in quotes.
+            plainly = {name: sql.replace(",", "").replace('"', "") for name, sql in rows}
+            texts.append({name: sorted(sql.split()) for name, sql in plainly.items()})
     assert len(texts[0]) >= 10
     assert texts[0] == texts[1]
+
+
+def test_a_database_of_the_first_schema_keeps_its_rows(tmp_path: Path) -> None:
+    """The second migration makes the artefacts' table anew, and lineage points at it."""
+    settings = Config()
+    settings.set_main_option("script_location", str(MIGRATIONS))
+    settings.set_main_option("path_separator", "os")
+    older = create_engine(sqlite_url(tmp_path))
+    with older.begin() as connection:
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, "0001")
+        connection.exec_driver_sql(
+            "INSERT INTO artefacts (digest, kind, created_at, details) VALUES "
+            "('sha256:1', 'shard', '2026-01-01', '{}'), ('sha256:2', 'version', '2026-01-01', '{}')"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO lineage (child, parent, relation) VALUES ('sha256:2', 'sha256:1', 'of')"
+        )
+    older.dispose()
+    with open_database(sqlite_url(tmp_path)) as database:
+        with database.read() as connection:
+            lineage = connection.exec_driver_sql("SELECT child, parent FROM lineage").fetchall()
+            assert lineage == [("sha256:2", "sha256:1")]
+            enforced = connection.exec_driver_sql("PRAGMA foreign_keys").scalar()
+        assert enforced == 1
+        with pytest.raises(IntegrityError), database.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM artefacts WHERE digest = 'sha256:1'")
 
 
 def test_the_named_head_is_the_newest_migration() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
+from intarsia_platform.registry import access_tables  # noqa: F401 - completes the schema
 from intarsia_platform.registry.tables import Table
 
 context.configure(
