@@ -17,9 +17,9 @@ is among the leading directions. The starts are those of what clients *really* w
 way to them rounded the broadcast, the difference stays in G too (error feedback; Seide et al. 2014
 for gradients).
 
-Most starts need no room in the stack. They are the leading directions of what was published, at
-several ranks, so they share their rows of A with each other, and with G where nothing was rounded;
-terms of the same rows are added up in B.
+Most starts need no room in the stack. They are directions of what was published, so they share
+their rows of A with each other, and with G where nothing was rounded; terms of the same rows are
+added up in B.
 
 Formal guarantee: per module, the relative Frobenius error of G' against the dense sum in float64 is
 at most 1e-6 (float32 rounding of the factors and a cut below 1e-8 of the norm) plus the share that
@@ -48,6 +48,9 @@ from intarsia_aggregators.factors import Decomposition, decompose, truncated, wi
 
 # Of terms that cancel, float64 leaves this share of the largest.
 _CANCELLED = 1e-14
+
+# Entries of a row by which it is looked up.
+_KEY_LENGTH = 8
 
 
 def add_exactly(module: ModuleRound) -> ModuleOutcome:
@@ -84,6 +87,8 @@ def new_sum(module: ModuleRound) -> StackedSum:
     """
     total = StackedSum(module.published.shape)
     total.add(1.0, module.exact)
+    # Adds nothing; every start then finds its rows, whichever of them it has.
+    total.add(0.0, module.published)
     for one in module.contributions:
         total.add(one.weight, one.trained)
         # Fresh directions of a start add nothing, and would only take room.
@@ -106,10 +111,11 @@ def leading(factors: LowRankFactors, rank: int) -> LowRankFactors:
 
 @dataclass
 class _Block:
-    """Directions that share their rows of A; ``b`` holds the sum of their columns in float64."""
+    """Directions of which each has its row of A once; ``b`` sums their columns in float64."""
 
     a: FloatArray
     b: NDArray[np.float64]
+    places: dict[bytes, int]
 
 
 class StackedSum:
@@ -121,7 +127,8 @@ class StackedSum:
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self._shape = shape
-        self._blocks: defaultdict[bytes, list[_Block]] = defaultdict(list)
+        self._blocks: list[_Block] = []
+        self._with_row: defaultdict[bytes, list[_Block]] = defaultdict(list)
 
     def add(self, weight: float, factors: LowRankFactors) -> None:
         """Add one term.
@@ -133,13 +140,18 @@ class StackedSum:
         if factors.rank == 0:
             return
         b = (weight * factors.scaling) * factors.b.astype(np.float64)
-        blocks = self._blocks[factors.a[0].tobytes()]
-        for block in blocks:
-            common = min(len(block.a), factors.rank)
-            if np.array_equal(block.a[:common], factors.a[:common]):
-                _add_up(block, factors.a, b)
+        keys = [_key(row) for row in factors.a]
+        for block in self._with_row[keys[0]]:
+            places = [block.places.get(key, -1) for key in keys]
+            # A row that comes twice has one place only.
+            found = min(places) >= 0 and len(set(places)) == len(places)
+            if found and np.array_equal(block.a[places], factors.a):
+                block.b[:, places] += b
                 return
-        blocks.append(_Block(a=factors.a, b=b))
+        block = _Block(a=factors.a, b=b, places={key: place for place, key in enumerate(keys)})
+        self._blocks.append(block)
+        for key in block.places:
+            self._with_row[key].append(block)
 
     def decomposed(self) -> Decomposition:
         """The sum's singular value decomposition.
@@ -148,9 +160,8 @@ class StackedSum:
             The decomposition, nothing cut; rank 0 for a sum without terms.
         """
         d_out, d_in = self._shape
-        blocks = [block for same in self._blocks.values() for block in same]
-        b = np.concatenate([np.zeros((d_out, 0)), *(block.b for block in blocks)], axis=1)
-        a = np.concatenate([np.zeros((0, d_in)), *(block.a for block in blocks)], axis=0)
+        b = np.concatenate([np.zeros((d_out, 0)), *(block.b for block in self._blocks)], axis=1)
+        a = np.concatenate([np.zeros((0, d_in)), *(block.a for block in self._blocks)], axis=0)
         sizes = np.linalg.norm(b, axis=0) * np.linalg.norm(a, axis=1)
         # What every client started from cancels; what is left of it is rounding, and would only
         # spoil the conditioning.
@@ -158,9 +169,6 @@ class StackedSum:
         return decompose(torch.from_numpy(b[:, held]), torch.from_numpy(a[held]))
 
 
-def _add_up(block: _Block, a: FloatArray, b: NDArray[np.float64]) -> None:
-    longer = b.shape[1] - block.b.shape[1]
-    if longer > 0:
-        block.a = a
-        block.b = np.pad(block.b, ((0, 0), (0, longer)))
-    block.b[:, : b.shape[1]] += b
+def _key(row: FloatArray) -> bytes:
+    """What a row is looked up by; equal rows have equal ones, and equality is checked after."""
+    return row[:_KEY_LENGTH].tobytes()

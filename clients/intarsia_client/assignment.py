@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from intarsia_client.files import canonical_json
 
 SCHEDULES = ("constant", "linear", "cosine")
 PRIVACY_UNITS = ("none", "example", "client")
-START_KINDS = ("residual", "prefix", "fresh")
+START_KINDS = ("residual", "prefix", "fresh", "sampled")
 TRAINED_FACTORS = ("both", "a", "b", "none")
 SHARED_FACTORS = ("both", "a")
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -37,6 +38,11 @@ class TrainingParameters:
         max_steps: Upper bound of optimiser steps in one round, 0 for none.
         keep_optimizer: Whether AdamW's moments stay at the client from one round to the next,
             mapped to the new start's directions; see :mod:`intarsia_client.optimizer_state`.
+        learning_rate_rank: The rank that ``learning_rate`` is meant for: a client of rank r uses
+            ``learning_rate * sqrt(learning_rate_rank / r)``; 0 for the same rate at every rank.
+            AdamW moves every entry of a factor by about the rate, so that r directions together
+            move the product by about the rate times sqrt(r): with one rate, clients of high rank
+            take longer steps than the others, and theirs bound the rate for all.
     """
 
     epochs: int = 1
@@ -49,6 +55,20 @@ class TrainingParameters:
     max_gradient_norm: float = 1.0
     max_steps: int = 0
     keep_optimizer: bool = False
+    learning_rate_rank: int = 0
+
+    def rate(self, rank: int) -> float:
+        """A client's peak learning rate.
+
+        Args:
+            rank: The client's rank, at least 1.
+
+        Returns:
+            The rate.
+        """
+        if not self.learning_rate_rank:
+            return self.learning_rate
+        return self.learning_rate * math.sqrt(self.learning_rate_rank / rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +115,7 @@ class TrainAssignment:
             global adapter.
         start: Where the client's round starts, one of :data:`START_KINDS`; see
             :mod:`intarsia_client.start`.
+        sampled_from: Of how many leading directions a ``"sampled"`` start is drawn; 0 for all.
         trained_factors: Which factors get gradients, one of :data:`TRAINED_FACTORS`; ``"none"``
             trains the head alone.
         shared_factors: Which factors are shared at all, one of :data:`SHARED_FACTORS`; with
@@ -122,6 +143,7 @@ class TrainAssignment:
     labels: tuple[str, ...] = ()
     use_rslora: bool = False
     start: str = "residual"
+    sampled_from: int = 0
     trained_factors: str = "both"
     shared_factors: str = "both"
     upload: str = "float32"

@@ -80,7 +80,7 @@ def _check_names(assignment: TrainAssignment) -> None:
 
 def _check_factors(assignment: TrainAssignment) -> None:
     """Refuse combinations in which nothing would be learned or kept to any purpose."""
-    trained, fresh = assignment.trained_factors, assignment.start == "fresh"
+    trained, new = assignment.trained_factors, assignment.start in ("fresh", "sampled")
     if trained == "none" and assignment.task == "causal-lm":
         raise InputError(
             "assignment trained_factors", trained, "a causal-lm has no head to train instead"
@@ -89,13 +89,13 @@ def _check_factors(assignment: TrainAssignment) -> None:
         raise InputError(
             "assignment trained_factors", trained, 'train A where shared_factors is "a"'
         )
-    if assignment.shared_factors == "a" and fresh:
+    if assignment.shared_factors == "a" and new:
         raise InputError(
-            "assignment start", "fresh", 'a client\'s own B needs "residual" or "prefix"'
+            "assignment start", assignment.start, 'a client\'s own B needs "residual" or "prefix"'
         )
-    if assignment.training.keep_optimizer and fresh:
+    if assignment.training.keep_optimizer and new:
         raise InputError(
-            "train.keep_optimizer", True, 'a "fresh" start has no directions to keep moments of'
+            "train.keep_optimizer", True, f"a {assignment.start} start trains others every round"
         )
 
 

@@ -79,7 +79,7 @@ def set_rate(
         steps=steps,
     )
     for group in optimiser.param_groups:
-        group["lr"] = assignment.training.learning_rate * factor
+        group["lr"] = assignment.training.rate(assignment.rank) * factor
 
 
 @contextlib.contextmanager
@@ -111,7 +111,7 @@ def model_in_training(
         model.train()
         optimiser = torch.optim.AdamW(
             [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=assignment.training.learning_rate,
+            lr=assignment.training.rate(assignment.rank),
             weight_decay=assignment.training.weight_decay,
             fused=True,
         )

@@ -2,14 +2,17 @@
 
 The global adapter keeps each module's rank-one terms in order of their size. Client and server
 compute a client's start from the same bytes, which is what lets the server subtract it exactly.
-Three kinds, by name:
+Four kinds, by name:
 
 * ``"residual"``: the leading r directions are trained, the rest stays frozen underneath, so that
   a client starts from the whole global model whatever its rank;
 * ``"prefix"``: the leading r directions are trained and nothing lies underneath; such a client
   needs no more than the first r directions;
 * ``"fresh"``: the whole global adapter stays frozen underneath, and r new directions that add
-  nothing yet are trained (Wang et al. 2024, FLoRA, arXiv:2409.05976, merges and restarts so).
+  nothing yet are trained (Wang et al. 2024, FLoRA, arXiv:2409.05976, merges and restarts so);
+* ``"sampled"``: as ``"residual"``, but the r directions are drawn for this client and round from
+  the leading ones, so that clients of low rank do not all work on the first few (after Fang et
+  al. 2025, Federated Sketching LoRA, arXiv:2501.19389); new directions are the client's own.
 """
 
 from __future__ import annotations
@@ -69,6 +72,7 @@ def client_start(
     kind: str = "residual",
     modules: Iterable[str] | None = None,
     share: str = "both",
+    sampled_from: int = 0,
 ) -> ClientStart:
     """Split the global adapter for a client of the given rank.
 
@@ -89,6 +93,7 @@ def client_start(
             underneath, with ``"prefix"`` the leading ``rank`` of them.
         share: ``"both"``, or ``"a"`` where only A is shared: then a row of A is a direction
             of the global adapter even where its column of B is zero.
+        sampled_from: Of how many leading directions a ``"sampled"`` start is drawn; 0 for all.
 
     Returns:
         The split. ``trainable`` + ``underneath`` has the product of ``global_adapter`` up to
@@ -106,17 +111,24 @@ def client_start(
     if unknown:
         raise InputError("module to train", unknown[0], "name modules that the global adapter has")
 
-    def trainable(name: str) -> LowRankFactors:
+    def module(name: str) -> LowRankFactors:
         published = global_adapter.modules[name]
+        if kind != "sampled" or name not in chosen:
+            return published
+        return _drawn_first(published, rank, sampled_from, seed)
+
+    def trainable(name: str) -> LowRankFactors:
+        published = module(name)
         check_rank(name, rank, published.shape)
         held = published if kind != "fresh" else _directions(published, slice(0))
         return _trainable(name, held, rank=rank, scaling=scaling, seed=seed, share=share)
 
     def underneath(name: str) -> LowRankFactors:
-        held = held_directions(global_adapter.modules[name])
+        held = held_directions(module(name))
         if kind == "prefix":
             return _directions(held, slice(rank))
-        return _directions(held, slice(rank if kind == "residual" and name in chosen else 0, None))
+        begin = rank if kind in ("residual", "sampled") and name in chosen else 0
+        return _directions(held, slice(begin, None))
 
     frozen = [name for name in names if kind != "prefix" or name not in chosen]
     return ClientStart(
@@ -132,7 +144,8 @@ def assigned_start(global_adapter: Adapter, assignment: TrainAssignment) -> Clie
     """The start that an assignment names; what client and server both must use.
 
     Fresh rows follow from the federation's seed, and with the kind ``"fresh"`` from the round too:
-    the same rows in every round would confine all that is ever learned to their span.
+    the same rows in every round would confine all that is ever learned to their span. With
+    ``"sampled"`` they follow from the client's name as well, as does what is drawn.
 
     Args:
         global_adapter: The published adapter, or its prefix for the kind ``"prefix"``.
@@ -145,8 +158,11 @@ def assigned_start(global_adapter: Adapter, assignment: TrainAssignment) -> Clie
         InputError: As :func:`client_start`.
     """
     seed = assignment.seed
-    if assignment.start == "fresh":
-        words = f"fresh/{assignment.seed}/{assignment.round}"
+    words = {
+        "fresh": f"fresh/{assignment.seed}/{assignment.round}",
+        "sampled": f"sampled/{assignment.seed}/{assignment.round}/{assignment.client}",
+    }.get(assignment.start)
+    if words is not None:
         seed = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8])
     return client_start(
         global_adapter,
@@ -156,6 +172,7 @@ def assigned_start(global_adapter: Adapter, assignment: TrainAssignment) -> Clie
         kind=assignment.start,
         modules=assignment.target_modules,
         share=assignment.shared_factors,
+        sampled_from=assignment.sampled_from,
     )
 
 
@@ -210,6 +227,23 @@ def _trainable(
     if lead < rank:
         a[lead:] = _fresh_rows(name, rank, d_in, seed)[lead:]
     return LowRankFactors(a=a, b=b, scaling=scaling)
+
+
+def _drawn_first(
+    published: LowRankFactors, rank: int, sampled_from: int, seed: int
+) -> LowRankFactors:
+    """The directions in another order: first the ones drawn, each part largest first.
+
+    The draw does not depend on the module, only on how many directions it has to draw from.
+    """
+    count = held_directions(published).rank
+    pool = min(count, sampled_from or count)
+    if pool <= rank:
+        return published
+    generator = np.random.Generator(np.random.PCG64(seed))
+    drawn = np.sort(generator.permutation(pool)[:rank])
+    order = np.concatenate([drawn, np.delete(np.arange(published.rank), drawn)])
+    return LowRankFactors(a=published.a[order], b=published.b[:, order], scaling=published.scaling)
 
 
 def _directions(factors: LowRankFactors, which: slice) -> LowRankFactors:

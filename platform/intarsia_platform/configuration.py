@@ -266,6 +266,7 @@ _RULES: dict[str, Rule] = {
     "train.weight_decay": at_least(0),
     "train.max_gradient_norm": at_least(0),
     "train.max_steps": at_least(0),
+    "train.learning_rate_rank": at_least(0),
     # Hiding a whole client is not offered by simulations yet, only hiding one record.
     "privacy.unit": one_of("none", "example"),
     "privacy.epsilon": above(0),

@@ -32,7 +32,7 @@ def sent(state: GlobalState, precision: str) -> GlobalState:
     return GlobalState(published=published, exact=state.whole)
 
 
-@pytest.mark.parametrize("kind", ["residual", "prefix", "fresh"])
+@pytest.mark.parametrize("kind", ["residual", "prefix", "fresh", "sampled"])
 @pytest.mark.parametrize("bound", BOUNDS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_ten_rounds_with_changing_ranks_and_dropouts_equal_the_float64_sum(
@@ -92,7 +92,7 @@ def test_what_is_published_is_the_best_approximation_and_the_rest_is_told(federa
     assert min(held, cut) > 0.0
 
 
-@pytest.mark.parametrize("kind", ["residual", "prefix", "fresh"])
+@pytest.mark.parametrize("kind", ["residual", "prefix", "fresh", "sampled"])
 @pytest.mark.parametrize("bound", BOUNDS)
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_rounds_without_training_leave_every_singular_value(federation, kind, bound, precision):
@@ -226,7 +226,7 @@ def test_directions_come_largest_first_and_rank_stays_within_the_shape(federatio
             st.floats(1e-3, 1e3),
             st.floats(0.0, 1.0),
             st.sampled_from(SCALINGS),
-            st.sampled_from(["residual", "prefix", "fresh"]),
+            st.sampled_from(["residual", "prefix", "fresh", "sampled"]),
         ),
         min_size=1,
         max_size=4,

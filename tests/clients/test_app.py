@@ -108,7 +108,7 @@ def received(reply: Message, start: Adapter, factors: str = "both") -> Adapter:
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-@pytest.mark.parametrize("kind", ["residual", "prefix", "fresh"])
+@pytest.mark.parametrize("kind", ["residual", "prefix", "fresh", "sampled"])
 def test_a_round_from_a_broadcast_is_the_round_from_what_it_decodes_to(
     bases: Any, make_adapter: Any, site: Any, precision: str, kind: str
 ) -> None:

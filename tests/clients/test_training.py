@@ -421,7 +421,7 @@ class TestAssignedParts:
         assert len(done.encoded.tensors) < 4096
         assert state(base) == before
 
-    @pytest.mark.parametrize("kind", ["residual", "prefix", "fresh"])
+    @pytest.mark.parametrize("kind", ["residual", "prefix", "fresh", "sampled"])
     def test_each_start_trains_what_the_server_will_subtract(
         self, bases, make_adapter, privacy, kind
     ):

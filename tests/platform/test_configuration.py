@@ -58,6 +58,7 @@ weight_decay = 0.01
 max_gradient_norm = 0
 max_steps = 9
 keep_optimizer = true
+learning_rate_rank = 4
 [privacy]
 unit = "example"
 epsilon = 4
@@ -153,6 +154,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert configuration.train == TrainingParameters(
         epochs=2, batch_size=8, learning_rate=1e-4, max_length=64, schedule="linear", warmup=0.1,
         weight_decay=0.01, max_gradient_norm=0.0, max_steps=9, keep_optimizer=True,
+        learning_rate_rank=4,
     )  # fmt: skip
     assert configuration.privacy == PrivacyParameters(
         unit="example", epsilon=4.0, delta=1e-6, max_grad_norm=0.5, noise_multiplier=1.0
@@ -307,7 +309,7 @@ REFUSED = [
     ("[federation]\nminimum_accepted = 9",
      "federation.minimum_accepted: 9; set it to at most federation.clients, 8"),
     ('[federation]\nstart = "warm"',
-     'federation.start: "warm"; choose "" or "residual" or "prefix" or "fresh"'),
+     'federation.start: "warm"; choose "" or "residual" or "prefix" or "fresh" or "sampled"'),
     ("[federation]\nbroadcast_rank = -1", "federation.broadcast_rank: -1; set it to 0 or more"),
     ("[federation]\nresidual_rank = -1", "federation.residual_rank: -1; set it to 0 or more"),
     ("[federation]\nresidual_rank = 2.5", "federation.residual_rank: 2.5; write a whole number"),
@@ -316,6 +318,7 @@ REFUSED = [
     ('[federation]\ndownload = ""',
      'federation.download: ""; choose "float32" or "bfloat16" or "int8"'),
     ("[federation]\nmax_examples = -1", "federation.max_examples: -1; set it to 0 or more"),
+    ("[train]\nlearning_rate_rank = -1", "train.learning_rate_rank: -1; set it to 0 or more"),
     ("[train]\nkeep_optimizer = 1", "train.keep_optimizer: 1; write true or false"),
     ('[robust]\nrule = "krum"', 'robust.rule: "krum"; choose "none" or "norm-bound" or '),
     ("[robust]\nmax_norm = -1", "robust.max_norm: -1; set it to 0 or more"),

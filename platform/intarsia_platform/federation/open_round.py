@@ -55,6 +55,7 @@ class OpenRound:
             assignment.rank,
             assignment.scaling,
             assignment.start,
+            assignment.client if assignment.start == "sampled" else "",
             assignment.target_modules,
             assignment.shared_factors,
         )

@@ -22,6 +22,9 @@ from intarsia_platform.planning.client_plan import ClientPlan
 # Directions of the ledger's broadcast for each of the largest client's.
 _BROADCAST_OVER_RANK = 2
 
+# Starts in which a client's directions are others in every round.
+_NEW_EVERY_ROUND = ("fresh", "sampled")
+
 
 def all_factors(round_number: int) -> str:
     """Both factors get gradients, in every round."""
@@ -135,16 +138,18 @@ class FederationPlan:
             raise InputError(
                 "federation.method", method.name, "it trains heads alone, and this task has none"
             )
-        start = self.start or method.starts[0]
+        keep = self.training.keep_optimizer
+        starts = [kind for kind in method.starts if not (keep and kind in _NEW_EVERY_ROUND)]
+        start = self.start or (starts or method.starts)[0]
         if start not in method.starts:
             raise InputError(
                 "federation.start",
                 start,
                 f"{method.name} begins a client's round with {' or '.join(method.starts)}",
             )
-        if start == "fresh" and self.training.keep_optimizer:
+        if keep and start in _NEW_EVERY_ROUND:
             raise InputError(
-                "train.keep_optimizer", "true", "a fresh start has no directions to keep moments of"
+                "train.keep_optimizer", "true", f"a {start} start trains others every round"
             )
         bounded = method.name == "ledger"
         rank = self.broadcast_rank
@@ -267,6 +272,7 @@ class FederationPlan:
             use_rslora=self.use_rslora,
             target_modules=modules,
             start=self.start or START_KINDS[0],
+            sampled_from=self.largest_rank if self.start == "sampled" else 0,
             trained_factors=self.trained_factors(round_number),
             shared_factors=self.shared_factors,
             upload=self.upload,

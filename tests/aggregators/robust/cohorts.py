@@ -152,7 +152,7 @@ def cohort(seed: int, count: int, **changes) -> list[WeightedUpdate]:
     """Clients of unequal ranks, scalings, starts and weights."""
     generator = np.random.default_rng(seed)
     published = global_adapter(generator, head=changes.pop("head", True))
-    kinds = ("residual", "prefix", "fresh")
+    kinds = ("residual", "prefix", "fresh", "sampled")
     return [
         update(
             published,

@@ -98,7 +98,7 @@ def test_the_factors_own_norms_do_change_under_the_gauge():
     assert np.linalg.norm(gauged(one, 1024.0).trained.modules[name].b) == 1024.0 * before
 
 
-@pytest.mark.parametrize("kind", ["residual", "prefix", "fresh"])
+@pytest.mark.parametrize("kind", ["residual", "prefix", "fresh", "sampled"])
 def test_what_comes_back_as_it_went_out_has_norm_zero(kind):
     generator = np.random.default_rng(5)
     published = global_adapter(generator)

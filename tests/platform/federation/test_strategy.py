@@ -126,7 +126,7 @@ def begin(**changes: object) -> tuple[LoraStrategy, object]:
 
 
 @pytest.mark.parametrize("download", ["float32", "int8"])
-@pytest.mark.parametrize("start", ["residual", "prefix", "fresh"])
+@pytest.mark.parametrize("start", ["residual", "prefix", "fresh", "sampled"])
 def test_what_is_kept_is_the_float64_sum_whatever_ranks_and_clients_come(download, start, grid):
     strategy, arrays = begin(
         broadcast_rank=6, residual_rank=64, start=start, download=download, upload=download

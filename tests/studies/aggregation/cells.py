@@ -146,6 +146,7 @@ def _plan(cell: Cell, base: BaseModel, data: PreparedData) -> FederationPlan:
             learning_rate=cell.learning_rate,
             max_length=dataset.max_length,
             keep_optimizer=row.keep_optimizer,
+            learning_rate_rank=cell.learning_rate_rank,
         ),
         start=row.start,
         upload=row.upload,

@@ -9,8 +9,9 @@ from typing import Any
 
 import figures
 import tables
+from finished import best_rates
 from intarsia_client.files import write_bytes
-from study import Study, best_rates
+from study import Study
 from summary import Setting, summarise
 
 

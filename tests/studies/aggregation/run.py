@@ -21,8 +21,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from finished import best_rates, keep_results, read_results, take_results
 from intarsia_client.errors import InputError
-from study import Cell, Dataset, Row, Study, best_rates, read_results, read_study
+from study import (
+    Cell,
+    Dataset,
+    Row,
+    Study,
+    read_study,
+)
 from texts import base_path, read_texts
 
 HERE = Path(__file__).parent
@@ -226,16 +233,22 @@ def main() -> int:
     parser.add_argument("--reduced", action="store_true", help="a part of it, in 15 minutes")
     parser.add_argument("--report", action="store_true", help="only write tables and plots")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--take", type=Path, help="a file of finished cells to go on from")
+    parser.add_argument("--keep", type=Path, help="write all finished cells into this file")
     parser.add_argument(
         "--only", nargs="*", default=[], help="only cells whose title has these words"
     )
     options = parser.parse_args()
     options.home.mkdir(parents=True, exist_ok=True)
+    if options.take:
+        _say(f"{take_results(options.take, options.home)} cells taken from {options.take}")
     study = read_study(options.configuration, reduced=options.reduced)
     failed = [] if options.report else run(study, options)
     from report import write_report
 
     write_report(study, read_results(options.home), options.home)
+    if options.keep:
+        _say(f"{keep_results(options.home, options.keep)} cells kept in {options.keep}")
     for line in failed:
         _say(f"FAILED {line}")
     return 1 if failed else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any
 from intarsia_aggregators.catalog import CATALOG, find_method
 from intarsia_client.files import bytes_digest, canonical_json
 
-FORMAT = 1
+FORMAT = 2
 """Raised where a change to the driver makes finished cells worthless."""
 
 
@@ -106,6 +105,7 @@ class Row:
         download: Precision of the broadcast.
         keep_optimizer: Whether clients keep AdamW's moments.
         mean_rank: Whether all clients have the mean rank, as those of methods for one rank.
+        one_rate: Whether clients of all ranks have the same learning rate.
     """
 
     name: str
@@ -116,6 +116,7 @@ class Row:
     download: str = "float32"
     keep_optimizer: bool = False
     mean_rank: bool = False
+    one_rate: bool = False
 
     @property
     def one_rank(self) -> bool:
@@ -148,6 +149,8 @@ class Cell:
         seed: Seed of the split, the head, the starts, the sampling and the order of records.
         learning_rate: AdamW's peak learning rate.
         alpha_over_rank: LoRA's alpha as a multiple of the rank.
+        learning_rate_rank: The rank that the learning rate is meant for; see
+            :class:`intarsia_client.assignment.TrainingParameters`.
         measured: Measurements over the run.
         most_clients: Of how many clients an own adapter is measured.
         tuning: Whether it serves to choose a learning rate, measured on the validation records.
@@ -160,6 +163,7 @@ class Cell:
     seed: int
     learning_rate: float
     alpha_over_rank: float
+    learning_rate_rank: int
     measured: int
     most_clients: int
     tuning: bool = False
@@ -219,7 +223,9 @@ class Study:
         tuning_seed: The seed on which learning rates are chosen.
         tuning_federation: The federation on which they are.
         tuning_partition: The split on which they are.
+        variant_clients: The federations that the variants are run in, by their clients.
         alpha_over_rank: As in :class:`Cell`.
+        learning_rate_rank: As in :class:`Cell`.
         measured: As in :class:`Cell`.
         most_clients: As in :class:`Cell`.
         central_rank: Rank of the central adapter.
@@ -233,7 +239,9 @@ class Study:
     tuning_seed: int
     tuning_federation: Federation
     tuning_partition: str
+    variant_clients: tuple[int, ...]
     alpha_over_rank: float
+    learning_rate_rank: int
     measured: int
     most_clients: int
     central_rank: int
@@ -263,18 +271,26 @@ class Study:
                 out.
 
         Returns:
-            The cells, each once.
+            The cells, each once, seed by seed: what is finished of a study is then of few seeds in
+            all settings.
         """
         found = [
             self._cell(dataset, row, federation, partition, seed, rates[dataset.name, row])
-            for dataset in self.datasets
             for seed in self.seeds
+            for dataset in self.datasets
             for federation in self.federations
             for partition in self.partitions
             for row in (CENTRAL, LOCAL, *self.rows)
-            if (dataset.name, row) in rates
+            if (dataset.name, row) in rates and self.is_run(row, federation)
         ]
         return list({cell.key: cell for cell in found}.values())
+
+    def is_run(self, row: Row, federation: Federation) -> bool:
+        """Whether a row is run in a federation: variants are not run everywhere."""
+        variant = row not in (CENTRAL, LOCAL) and row.name != row.method
+        return not variant or (
+            federation.clients in self.variant_clients and federation.fraction == 1.0
+        )
 
     def cell(
         self,
@@ -314,6 +330,7 @@ class Study:
             seed=seed,
             learning_rate=rate,
             alpha_over_rank=self.alpha_over_rank,
+            learning_rate_rank=0 if row.one_rate else self.learning_rate_rank,
             measured=self.measured,
             most_clients=self.most_clients,
             tuning=tuning,
@@ -353,7 +370,9 @@ def read_study(path: Path, *, reduced: bool) -> Study:
         tuning_seed=tuning["seed"],
         tuning_federation=tuned_on,
         tuning_partition=tuning["partition"],
+        variant_clients=tuple(told["variant_clients"]),
         alpha_over_rank=told["alpha_over_rank"],
+        learning_rate_rank=told["learning_rate_rank"],
         measured=told["measured"],
         most_clients=told["most_clients"],
         central_rank=told["central_rank"],
@@ -362,62 +381,6 @@ def read_study(path: Path, *, reduced: bool) -> Study:
 
 def _with_tuples(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(one) if isinstance(one, list) else one for key, one in table.items()}
-
-
-def cell_file(home: Path, cell: Cell) -> Path:
-    """Where a finished cell lies.
-
-    Args:
-        home: The study's home.
-        cell: The cell.
-
-    Returns:
-        A JSON file's path.
-    """
-    return home / "cells" / f"{cell.key}.json"
-
-
-def read_results(home: Path) -> dict[str, dict[str, Any]]:
-    """What is finished.
-
-    Args:
-        home: The study's home.
-
-    Returns:
-        From cells' keys to their results.
-    """
-    return {
-        path.stem: json.loads(path.read_text())["result"]
-        for path in sorted((home / "cells").glob("*.json"))
-    }
-
-
-def best_rates(
-    study: Study, results: Mapping[str, Mapping[str, Any]]
-) -> dict[tuple[str, Row], float]:
-    """Choose each row's learning rate by its tuning cells.
-
-    Args:
-        study: The study.
-        results: From cells' keys to what they gave.
-
-    Returns:
-        From data set's name and row to the rate; a row with an unfinished tuning cell is absent.
-        Of a row that cannot run on a data set, the first rate.
-    """
-    found: dict[tuple[str, Row], list[tuple[float, float]]] = {}
-    missing: set[tuple[str, Row]] = set()
-    for cell in study.tuning_cells():
-        place = (cell.dataset.name, cell.row)
-        told = results.get(cell.key)
-        if told is None:
-            missing.add(place)
-            continue
-        worse = told.get(cell.dataset.measure, float("inf"))
-        if cell.dataset.measure == "accuracy":
-            worse = -told.get("accuracy", 0.0)
-        found.setdefault(place, []).append((worse, cell.learning_rate))
-    return {place: min(tried)[1] for place, tried in found.items() if place not in missing}
 
 
 def evenly(rounds: int, count: int) -> Sequence[int]:

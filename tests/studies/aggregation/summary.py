@@ -185,6 +185,8 @@ def _entry(
 ) -> Entry:
     dataset, row, federation, partition = place
     rate = rates.get((dataset.name, row))
+    if not study.is_run(row, federation):
+        return Entry(row=row, rate=rate, refused="variants are not run here")
     if rate is None:
         return Entry(row=row, rate=None, expected=len(study.seeds))
     cells: dict[int, Cell] = {

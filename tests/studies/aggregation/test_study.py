@@ -9,11 +9,19 @@ from pathlib import Path
 
 import pytest
 from intarsia_aggregators.catalog import CATALOG
+from intarsia_client.files import write_bytes
 
 HERE = Path(__file__).resolve().parent
 # The driver's files are a script's, not a package's.
 sys.path.append(str(HERE))
 
+from finished import (  # noqa: E402
+    best_rates,
+    cell_file,
+    keep_results,
+    read_results,
+    take_results,
+)
 from study import (  # noqa: E402
     CENTRAL,
     LOCAL,
@@ -21,7 +29,6 @@ from study import (  # noqa: E402
     Federation,
     Row,
     Study,
-    best_rates,
     evenly,
     read_study,
 )
@@ -154,6 +161,28 @@ def test_an_unfinished_method_does_not_compete() -> None:
     assert setting("accuracy", ledger=(0.5, 0.6, 0.7), fedit=(0.9,)).verdict is None
 
 
+def test_variants_are_run_where_the_configuration_says() -> None:
+    variants = [cell for cell in FULL.cells(some_rates(FULL)) if cell.row.name != cell.row.method]
+    names = {cell.row.name for cell in variants} - {LOCAL.name}
+    assert len(names) == len(FULL.rows) - len(CATALOG)
+    for cell in variants:
+        assert cell.row == LOCAL or cell.federation == FULL.federations[1]
+
+
+def test_finished_cells_travel_in_one_file(tmp_path: Path) -> None:
+    cells = FULL.tuning_cells()[:3]
+    for number, cell in enumerate(cells):
+        told = {"cell": asdict(cell), "result": {"loss": number / 3}}
+        write_bytes(cell_file(tmp_path / "one", cell), json.dumps(told).encode())
+    archive = tmp_path / "finished.jsonl"
+    assert keep_results(tmp_path / "one", archive) == 3
+    assert take_results(archive, tmp_path / "two") == 3
+    assert read_results(tmp_path / "two") == read_results(tmp_path / "one")
+    write_bytes(cell_file(tmp_path / "two", cells[0]), b'{"result": {"loss": 7.0}}')
+    assert take_results(archive, tmp_path / "two") == 0
+    assert read_results(tmp_path / "two")[cells[0].key] == {"loss": 7.0}
+
+
 def test_a_standard_error_needs_two_values() -> None:
     assert standard_error((1.0,)) is None
     assert standard_error((1.0, 3.0)) == pytest.approx(1.0)
@@ -163,6 +192,6 @@ def test_what_is_not_finished_is_visibly_missing() -> None:
     settings = summarise(FULL, {}, {})
     assert len(settings) == 2 * 4 * 2
     text = as_markdown(settings)
-    for row in FULL.rows:
+    for row in CATALOG:
         assert f"| {row.name} |  | missing |" in text
     assert as_csv(settings).count("\n") == 1 + len(settings) * (len(FULL.rows) + 2)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 from cells import CellError, run_cell
+from finished import cell_file
 from intarsia_client.errors import IntarsiaError
 from intarsia_client.files import write_bytes
-from study import Cell, cell_file
+from study import Cell
 
 
 def main() -> None:
