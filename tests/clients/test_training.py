@@ -184,7 +184,7 @@ class TestPlainTraining:
     def test_learns_a_classification_with_its_head(self, bases, name):
         base = bases[name]
         adapter = empty_adapter(base)
-        done = train(base, adapter, training={"epochs": 20, "learning_rate": 2e-2})
+        done = train(base, adapter, training={"epochs": 100, "learning_rate": 3e-3})
         found = evaluate(base, RECORDS, adapter=done.update.adapter, max_length=32)
         assert found.accuracy > 0.9
         assert done.update.manifest.privacy is None

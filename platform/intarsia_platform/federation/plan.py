@@ -117,11 +117,14 @@ class FederationPlan:
         """The largest rank of any client, sampled or not."""
         return max(self.ranks)
 
-    def using(self, method: CatalogEntry) -> FederationPlan:
+    def using(self, method: CatalogEntry, *, compared: bool = False) -> FederationPlan:
         """The plan with what the method decides filled in; a filled plan stays as it is.
 
         Args:
             method: The aggregation method.
+            compared: Whether a robust rule compares clients with each other; they then begin in
+                the same directions where the plan names no start, since honest updates in unlike
+                ones look like strangers' to each other.
 
         Returns:
             The plan: its start by name, the factors that are trained and shared, and for a method
@@ -139,7 +142,8 @@ class FederationPlan:
                 "federation.method", method.name, "it trains heads alone, and this task has none"
             )
         keep = self.training.keep_optimizer
-        starts = [kind for kind in method.starts if not (keep and kind in _NEW_EVERY_ROUND)]
+        passed_over = _NEW_EVERY_ROUND if keep else ("sampled",) if compared else ()
+        starts = [kind for kind in method.starts if kind not in passed_over]
         start = self.start or (starts or method.starts)[0]
         if start not in method.starts:
             raise InputError(

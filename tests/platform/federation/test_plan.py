@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from intarsia_aggregators.catalog import find_method
+from intarsia_client.assignment import TrainingParameters
 from intarsia_client.errors import InputError
 from intarsia_platform.federation.plan import FederationPlan
 from intarsia_platform.planning.client_plan import ClientPlan
@@ -109,3 +111,27 @@ def test_planned_clients_train_what_was_planned():
 def test_a_planned_rank_that_a_module_cannot_hold_is_refused():
     with pytest.raises(InputError, match="v"):
         replace(PLAN, clients={"a": planned("a", 64, "q", "v")}).check()
+
+
+@pytest.mark.parametrize(
+    ("keep", "compared", "start"),
+    [
+        (False, False, "sampled"),
+        (True, False, "residual"),
+        (False, True, "residual"),
+        (True, True, "residual"),
+    ],
+)
+def test_the_ledger_begins_where_everything_else_can_follow(keep, compared, start):
+    training = TrainingParameters(keep_optimizer=keep)
+    plan = replace(PLAN, training=training).using(find_method("ledger"), compared=compared)
+    assert plan.start == start
+    assigned = plan.assignment(1, 1, 0, "sha256:start")
+    assert assigned.sampled_from == (16 if start == "sampled" else 0)
+
+
+def test_a_start_that_is_named_stays():
+    plan = replace(PLAN, start="sampled").using(find_method("ledger"), compared=True)
+    assert plan.start == "sampled"
+    with pytest.raises(InputError, match=r"train\.keep_optimizer: true; a sampled start"):
+        replace(plan, training=TrainingParameters(keep_optimizer=True)).using(find_method("ledger"))
