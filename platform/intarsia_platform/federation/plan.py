@@ -117,14 +117,11 @@ class FederationPlan:
         """The largest rank of any client, sampled or not."""
         return max(self.ranks)
 
-    def using(self, method: CatalogEntry, *, compared: bool = False) -> FederationPlan:
+    def using(self, method: CatalogEntry) -> FederationPlan:
         """The plan with what the method decides filled in; a filled plan stays as it is.
 
         Args:
             method: The aggregation method.
-            compared: Whether a robust rule compares clients with each other; they then begin in
-                the same directions where the plan names no start, since honest updates in unlike
-                ones look like strangers' to each other.
 
         Returns:
             The plan: its start by name, the factors that are trained and shared, and for a method
@@ -141,17 +138,14 @@ class FederationPlan:
             raise InputError(
                 "federation.method", method.name, "it trains heads alone, and this task has none"
             )
-        keep = self.training.keep_optimizer
-        passed_over = _NEW_EVERY_ROUND if keep else ("sampled",) if compared else ()
-        starts = [kind for kind in method.starts if kind not in passed_over]
-        start = self.start or (starts or method.starts)[0]
+        start = self.start or method.starts[0]
         if start not in method.starts:
             raise InputError(
                 "federation.start",
                 start,
                 f"{method.name} begins a client's round with {' or '.join(method.starts)}",
             )
-        if keep and start in _NEW_EVERY_ROUND:
+        if self.training.keep_optimizer and start in _NEW_EVERY_ROUND:
             raise InputError(
                 "train.keep_optimizer", "true", f"a {start} start trains others every round"
             )

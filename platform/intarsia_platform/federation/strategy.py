@@ -65,7 +65,7 @@ class LoraStrategy(Strategy):
     ) -> None:
         plan.check()
         self.method = find_method(method)
-        self.plan = plan.using(self.method, compared=guard is not None)
+        self.plan = plan.using(self.method)
         self.guard = guard
         if guard is not None:
             guard.check(self.method, self.plan)

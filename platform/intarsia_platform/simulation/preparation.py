@@ -143,7 +143,7 @@ def prepare_plan(
         residual_rank=federation.residual_rank,
         max_examples=federation.max_examples,
         names=dict(enumerate(data.train, start=1)),
-    ).using(find_method(federation.method), compared=configuration.robust.rule != "none")
+    ).using(find_method(federation.method))
     plan.check()
     if plan.privacy.unit != "none":
         _check_privacy(plan, data)

@@ -42,7 +42,6 @@ PLAN = FederationPlan(
     target_modules=SHAPES,
     ranks=(4, 2, 6, 3),
     names=NAMES,
-    start="residual",
 )
 RULES = ("none", "norm-bound", "multi-krum", "geometric-median", "fltrust")
 SETTINGS = RobustSettings(byzantine=len(HOSTILE))

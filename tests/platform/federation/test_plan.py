@@ -113,25 +113,16 @@ def test_a_planned_rank_that_a_module_cannot_hold_is_refused():
         replace(PLAN, clients={"a": planned("a", 64, "q", "v")}).check()
 
 
-@pytest.mark.parametrize(
-    ("keep", "compared", "start"),
-    [
-        (False, False, "sampled"),
-        (True, False, "residual"),
-        (False, True, "residual"),
-        (True, True, "residual"),
-    ],
-)
-def test_the_ledger_begins_where_everything_else_can_follow(keep, compared, start):
-    training = TrainingParameters(keep_optimizer=keep)
-    plan = replace(PLAN, training=training).using(find_method("ledger"), compared=compared)
-    assert plan.start == start
-    assigned = plan.assignment(1, 1, 0, "sha256:start")
-    assert assigned.sampled_from == (16 if start == "sampled" else 0)
+def test_a_sampled_start_is_drawn_from_as_many_directions_as_the_largest_rank():
+    plan = replace(PLAN, start="sampled").using(find_method("ledger"))
+    assert plan.assignment(1, 1, 0, "sha256:start").sampled_from == 16
+    plan = PLAN.using(find_method("ledger"))
+    assert plan.start == "residual"
+    assert plan.assignment(1, 1, 0, "sha256:start").sampled_from == 0
 
 
-def test_a_start_that_is_named_stays():
-    plan = replace(PLAN, start="sampled").using(find_method("ledger"), compared=True)
-    assert plan.start == "sampled"
-    with pytest.raises(InputError, match=r"train\.keep_optimizer: true; a sampled start"):
-        replace(plan, training=TrainingParameters(keep_optimizer=True)).using(find_method("ledger"))
+@pytest.mark.parametrize("start", ["fresh", "sampled"])
+def test_moments_are_not_kept_of_directions_that_change_every_round(start):
+    plan = replace(PLAN, start=start, training=TrainingParameters(keep_optimizer=True))
+    with pytest.raises(InputError, match=rf"train\.keep_optimizer: true; a {start} start"):
+        plan.using(find_method("ledger"))

@@ -106,6 +106,7 @@ class Row:
         keep_optimizer: Whether clients keep AdamW's moments.
         mean_rank: Whether all clients have the mean rank, as those of methods for one rank.
         one_rate: Whether clients of all ranks have the same learning rate.
+        everywhere: Whether a variant is run in all federations.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Row:
     keep_optimizer: bool = False
     mean_rank: bool = False
     one_rate: bool = False
+    everywhere: bool = False
 
     @property
     def one_rank(self) -> bool:
@@ -178,7 +180,11 @@ class Cell:
         """Names the cell: a digest of everything that decides its result."""
         settings = asdict(self)
         # What the rate is chosen from and what the tables call the row do not.
-        del settings["dataset"]["learning_rates"], settings["row"]["name"]
+        del (
+            settings["dataset"]["learning_rates"],
+            settings["row"]["name"],
+            settings["row"]["everywhere"],
+        )
         settings["format"] = FORMAT
         return bytes_digest(canonical_json(settings)).removeprefix("sha256:")[:20]
 
@@ -287,7 +293,7 @@ class Study:
 
     def is_run(self, row: Row, federation: Federation) -> bool:
         """Whether a row is run in a federation: variants are not run everywhere."""
-        variant = row not in (CENTRAL, LOCAL) and row.name != row.method
+        variant = row not in (CENTRAL, LOCAL) and row.name != row.method and not row.everywhere
         return not variant or (
             federation.clients in self.variant_clients and federation.fraction == 1.0
         )
