@@ -10,6 +10,7 @@ import typer
 
 from intarsia_platform.cli.lines import one_line
 from intarsia_platform.cli.output import facts, present, short_digest, table
+from intarsia_platform.cli.policy import judge
 from intarsia_platform.cli.registry import open_registry
 from intarsia_platform.cli.settings import IntarsiaCommand, command_group, settings_of
 
@@ -25,17 +26,27 @@ _REFERENCE = "REF is its name, its digest, or the first 6 or more digits of the 
 
 
 @app.command("list", cls=IntarsiaCommand, help="List all adapters, the oldest first.")
-def list_command(context: typer.Context) -> None:
+def list_command(
+    context: typer.Context,
+    principal: Annotated[
+        str | None,
+        typer.Option("--as", metavar="PRINCIPAL", help="Only those that this principal may use."),
+    ] = None,
+) -> None:
     """List the adapters.
 
     Args:
         context: The command's context.
+        principal: Who may use what is listed; None lists all.
     """
     from intarsia_platform.reporting.measures import bytes_text
 
     settings = settings_of(context)
     with open_registry(settings.open_home()) as registry:
         versions = registry.adapters.list()
+        if principal is not None:
+            granted = {one.digest for one in judge(registry, principal).granted}
+            versions = tuple(version for version in versions if version.digest in granted)
     rows = [
         (
             version.name,

@@ -25,7 +25,9 @@ from intarsia_client.peft_files import (
 from intarsia_client.wire import Adapter
 from sqlalchemy import Connection, Select, delete, func, or_, select
 
+from intarsia_platform.registry.access_tables import AdapterRightsTable, GroupTable
 from intarsia_platform.registry.database import Database, insert_if_absent
+from intarsia_platform.registry.epoch import bump
 from intarsia_platform.registry.lineage import link, record_artefact
 from intarsia_platform.registry.manifest import MANIFEST_FILE, manifest_of, read_manifest
 from intarsia_platform.registry.rows import AdapterVersion, ArtefactKind
@@ -234,7 +236,7 @@ class AdapterRegistry:
         """Take an adapter out of the registry and its bytes out of the store.
 
         Its lineage stays: that it was there, and what was made of it. Bytes that another adapter
-        or artefact shares stay too.
+        or artefact shares stay too. The epoch rises, so that answers that use it end.
 
         Args:
             reference: As :meth:`get`.
@@ -243,12 +245,16 @@ class AdapterRegistry:
             What was removed.
 
         Raises:
-            InputError: As :meth:`get`, or if an unfinished run goes on from it.
+            InputError: As :meth:`get`, or if an unfinished run goes on from it or it is a group's.
             StorageError: If it cannot be removed.
         """
         with self._database.begin() as connection:
             version = _find(connection, reference)
             _refuse_in_use(connection, version)
+            _refuse_of_group(connection, version)
+            rights = AdapterRightsTable.digest == version.digest
+            connection.execute(delete(AdapterRightsTable).where(rights))
+            bump(connection)
             connection.execute(delete(AdapterTable).where(AdapterTable.digest == version.digest))
         # The row goes first: a crash in between leaves bytes without a name, never the reverse.
         with self._database.read() as connection:
@@ -345,6 +351,17 @@ def _refuse_in_use(connection: Connection, version: AdapterVersion) -> None:
     if run_id is not None:
         raise InputError(
             "adapter", f"{version.name} is where {run_id} goes on from", "finish that run first"
+        )
+
+
+def _refuse_of_group(connection: Connection, version: AdapterVersion) -> None:
+    statement = select(GroupTable.name).where(GroupTable.adapter_digest == version.digest)
+    group = connection.execute(statement).scalars().first()
+    if group is not None:
+        raise InputError(
+            "adapter",
+            f"{version.name} is the adapter of group {group}",
+            f"use `intarsia groups remove {group}`",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ from intarsia_client.errors import InputError, IntegrityError, StorageError
 from intarsia_client.files import bytes_digest
 from intarsia_client.peft_files import adapter_digest, read_adapter, write_adapter
 from intarsia_client.wire import Adapter, LowRankFactors
+from intarsia_platform.registry.access_tables import AdapterRightsTable, GroupTable
 from intarsia_platform.registry.adapters import AdapterRegistry
 from intarsia_platform.registry.database import Database
+from intarsia_platform.registry.epoch import read_epoch
 from intarsia_platform.registry.journal import create_run
 from intarsia_platform.registry.lineage import Lineage
 from intarsia_platform.registry.rows import AdapterVersion
 from intarsia_platform.registry.store import ContentStore
+from sqlalchemy import insert, select
 
 BASE = bytes_digest(b"base")
 
@@ -303,3 +307,35 @@ class TestOfARun:
         for name in ("r/1", "r/2"):
             registry.remove(name)
         assert registry.list() == ()
+
+
+def test_an_adapter_with_rights_leaves_with_them_and_raises_the_epoch(
+    registry: AdapterRegistry, database: Database
+) -> None:
+    version = registry.register(registry.prepare(adapter(), name="one"))
+    rights = {"digest": version.digest, "owner": "", "tenant": "", "level": 0}
+    with database.begin() as connection:
+        connection.execute(insert(AdapterRightsTable).values(**rights))
+        before = read_epoch(connection)
+    registry.remove("one")
+    with database.read() as connection:
+        assert read_epoch(connection) == before + 1
+        assert connection.execute(select(AdapterRightsTable.digest)).first() is None
+
+
+def test_the_adapter_of_a_group_leaves_with_its_group_only(
+    registry: AdapterRegistry, database: Database
+) -> None:
+    version = registry.register(registry.prepare(adapter(), name="one"))
+    now = datetime.now(UTC)
+    group = {
+        "name": "payroll", "base": "base", "base_digest": "sha256:b", "task": "causal-lm",
+        "settings": {}, "labels": ["hr"], "version": 1, "records": 1, "records_digest": "sha256:r",
+        "adapter_digest": version.digest, "descriptor_digest": "sha256:d", "created_at": now,
+        "updated_at": now,
+    }  # fmt: skip
+    with database.begin() as connection:
+        connection.execute(insert(GroupTable).values(**group))
+    with pytest.raises(InputError, match="one is the adapter of group payroll; use `intarsia gr"):
+        registry.remove("one")
+    assert registry.get("one") == version
