@@ -1,0 +1,192 @@
+"""Tiny bases and homes for groups; nothing here reaches the network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Read by huggingface_hub when it is first imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+STORIES = Path(__file__).parents[4] / "shared/data/stories260k/hf"
+TEXTS = (
+    "the quick brown fox jumps over the lazy dog",
+    "a red house, a green door and a blue sky above the quiet town",
+    "one two three four five six seven eight nine ten eleven twelve",
+    "records never leave the site, only what was learned from them does",
+    "an adapter of low rank is a sum of few outer products",
+)
+
+
+def _save_tokenizer(folder: Path) -> int:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["[PAD]", "[UNK]", "<s>", "</s>"]
+    tokenizer = Tokenizer(models.BPE(unk_token=names[1]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=names, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        pad_token=names[0],
+        unk_token=names[1],
+        bos_token=names[2],
+        eos_token=names[3],
+    )
+    wrapped.save_pretrained(folder)
+    return len(wrapped)
+
+
+def _save(folder: Path, make: Callable[[int], Any]) -> str:
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = make(_save_tokenizer(folder))
+        for parameter in model.parameters():
+            # Larger than usual, so that outputs differ visibly between inputs.
+            parameter.data.add_(torch.randn_like(parameter) * 0.05)
+        model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a random Llama with 32 dimensions and two layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(size: int) -> Any:
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=size,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=64,
+                bos_token_id=2,
+                eos_token_id=3,
+            )
+        )
+
+    return _save(tmp_path_factory.mktemp("llama"), make)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a random BERT encoder without a head."""
+    from transformers import BertConfig, BertModel
+
+    def make(size: int) -> Any:
+        return BertModel(
+            BertConfig(
+                vocab_size=size,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=64,
+            )
+        )
+
+    return _save(tmp_path_factory.mktemp("bert"), make)
+
+
+@pytest.fixture(scope="session")
+def stories() -> str:
+    """The real 260k-parameter Llama."""
+    if not (STORIES / "model.safetensors").is_file():
+        pytest.skip(f"{STORIES} is not there")
+    return str(STORIES)
+
+
+@pytest.fixture(scope="session")
+def records() -> tuple[Any, ...]:
+    """Ten texts."""
+    from intarsia_client.records import Record
+
+    return tuple(Record(text=f"{text} {number}") for number in (1, 2) for text in TEXTS)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Any:
+    from intarsia_platform.home import Home
+
+    return Home.open(tmp_path / "home")
+
+
+@pytest.fixture
+def opened(home: Any) -> Iterator[Any]:
+    """The home's groups."""
+    from intarsia_platform.groups.lifecycle import open_groups
+
+    with open_groups(home) as lifecycle:
+        yield lifecycle
+
+
+@pytest.fixture(scope="session")
+def new(llama: str, records: tuple[Any, ...]) -> Callable[..., Any]:
+    """Makes a group that trains in a moment; settings are given by name beside its own fields."""
+    from intarsia_platform.groups.lifecycle import NewGroup
+    from intarsia_platform.groups.rows import GroupSettings
+
+    def make(name: str = "wards", settings: Any = None, **changes: Any) -> Any:
+        quick = GroupSettings(rank=2, epochs=2, encoder="base", **(settings or {}))
+        group = NewGroup(name=name, base=llama, records=records, labels=["medical"])
+        return replace(group, settings=quick, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def owned() -> Callable[[Any], set[str]]:
+    """All blobs that rows of a home name."""
+    from intarsia_platform.registry.access_tables import AdapterRightsTable, GroupTable
+    from intarsia_platform.registry.database import open_database
+    from intarsia_platform.registry.tables import AdapterTable
+    from sqlalchemy import select
+
+    def blobs(home: Any) -> set[str]:
+        columns = (
+            AdapterTable.tensors_digest,
+            AdapterTable.configuration_digest,
+            AdapterTable.manifest_digest,
+            AdapterRightsTable.signature_digest,
+            GroupTable.records_digest,
+            GroupTable.descriptor_digest,
+        )
+        with open_database(home.database_url) as database, database.read() as connection:
+            return {
+                digest
+                for column in columns
+                for digest in connection.execute(select(column)).scalars()
+            }
+
+    return blobs
+
+
+@pytest.fixture(scope="session")
+def holds() -> Callable[[Any, bytes], list[str]]:
+    """Every file of a home that holds some bytes."""
+
+    def find(home: Any, needle: bytes) -> list[str]:
+        files = [path for path in home.path.rglob("*") if path.is_file()]
+        assert files
+        return sorted(str(path) for path in files if needle in path.read_bytes())
+
+    return find
