@@ -1,0 +1,1 @@
+"""What a retriever knows of each adapter, fitted from that adapter's own texts alone."""
