@@ -10,7 +10,19 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from intarsia_platform.cli import adapters, aggregate, demo, runs, simulate
+from intarsia_platform.cli import (
+    adapters,
+    aggregate,
+    ask,
+    audit,
+    demo,
+    groups,
+    keys,
+    policy,
+    runs,
+    score,
+    simulate,
+)
 from intarsia_platform.cli.failures import run_command
 from intarsia_platform.cli.settings import IntarsiaCommand, Settings, command_group
 
@@ -60,6 +72,20 @@ app.command(
 )(aggregate.aggregate_command)
 app.add_typer(adapters.app, name="adapters", help="Look at adapters, take them in and out.")
 app.add_typer(runs.app, name="runs", help="Look at federations and their rounds.")
+app.add_typer(groups.app, name="groups", help="Data groups: one adapter each, kept up to date.")
+app.add_typer(policy.app, name="policy", help="Who may use which adapter, and why.")
+app.add_typer(keys.app, name="keys", help="API keys of callers.")
+app.add_typer(audit.app, name="audit", help="The log of what was decided and used.")
+app.command(
+    "ask",
+    cls=IntarsiaCommand,
+    help="Answer from the adapters that a principal may use.",
+)(ask.ask_command)
+app.command(
+    "score",
+    cls=IntarsiaCommand,
+    help="Measure records under what a principal may use. FILE has one JSON record a line.",
+)(score.score_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,41 @@
+"""How a service answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from intarsia_platform.answering.choosing import RetrievalSettings
+from intarsia_platform.serving.bank import CAPACITY_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSettings:
+    """How a service answers. What is checked is checked by the part that it goes to.
+
+    Args:
+        max_rows: Answers that run at once.
+        max_waiting: Requests that may wait for one of them to end.
+        row_tokens: Tokens of a prompt and its answer together; 0 for what the base takes, at most
+            2,048.
+        score_tokens: Tokens that a record is scored with at once, longer ones in windows; 0 for
+            what the base takes, at most 512.
+        bank_bytes: Most memory for adapters.
+        descriptor_bytes: Most memory for descriptors.
+        retrieval: How adapters are retrieved.
+        ticket_seconds: How long a ticket holds at most, and so the longest answer.
+        classes: A classifier's classes in order, where the home's groups have several sets.
+        alone: Whether answers come one at a time, so that no batch needs to be measured first;
+            greedy answers may then differ from a larger service's where two tokens are as likely
+            but for rounding.
+    """
+
+    max_rows: int = 16
+    max_waiting: int = 1024
+    row_tokens: int = 0
+    score_tokens: int = 0
+    bank_bytes: int = CAPACITY_BYTES
+    descriptor_bytes: int = 1 << 28
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+    ticket_seconds: float = 300.0
+    classes: tuple[str, ...] = ()
+    alone: bool = False

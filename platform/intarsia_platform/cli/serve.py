@@ -1,0 +1,182 @@
+"""``intarsia serve``: the gateway of a home, until a signal comes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from intarsia_client.errors import InputError
+
+from intarsia_platform.cli.lines import say
+from intarsia_platform.cli.output import check_json_place, present
+from intarsia_platform.cli.settings import settings_of
+
+if TYPE_CHECKING:
+    from intarsia_platform.access.bearer import BearerTokens
+
+Host = Annotated[str, typer.Option("--host", metavar="H", help="Where to listen.")]
+Port = Annotated[int, typer.Option("--port", metavar="P", help="0 takes any that is free.")]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", metavar="BASE", help="The base, where the groups have several."),
+]
+Rows = Annotated[int, typer.Option("--rows", metavar="N", help="Answers that run at once.")]
+RowTokens = Annotated[
+    int,
+    typer.Option(
+        "--row-tokens", metavar="N", help="A prompt and its answer; 0 for what the base takes."
+    ),
+]
+MaxTokens = Annotated[
+    int, typer.Option("--max-tokens", metavar="N", help="Longest answer that may be asked for.")
+]
+PerPrincipal = Annotated[
+    int,
+    typer.Option("--requests-per-principal", metavar="N", help="Of one principal, at once."),
+]
+RequestSeconds = Annotated[
+    float, typer.Option("--request-seconds", metavar="S", help="Longest time for one request.")
+]
+Tell = Annotated[
+    str,
+    typer.Option("--tell", metavar="WHAT", help="What an answer says: all, labels or nothing."),
+]
+Drain = Annotated[
+    int, typer.Option("--drain-seconds", metavar="S", help="Time for answers when it is to end.")
+]
+Metrics = Annotated[bool, typer.Option("--metrics/--no-metrics", help="Figures at /metrics.")]
+Console = Annotated[bool, typer.Option("--console/--no-console", help="The page at /console/.")]
+KeySet = Annotated[
+    str,
+    typer.Option("--oidc-keys", metavar="PLACE", help="An issuer's JSON Web Key Set: file or URL."),
+]
+Issuer = Annotated[str, typer.Option("--oidc-issuer", metavar="URL", help="The issuer.")]
+Audience = Annotated[str, typer.Option("--oidc-audience", metavar="WORD", help="For whom.")]
+Claim = Annotated[str, typer.Option("--oidc-claim", metavar="NAME", help="Names the principal.")]
+Certificate = Annotated[
+    Path | None, typer.Option("--tls-certificate", metavar="FILE", help="Speak TLS; PEM.")
+]
+PrivateKey = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its key; PEM.")]
+
+_LOOPBACK = ("127.", "::1")
+
+
+def serve_command(
+    context: typer.Context,
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    base: Base = None,
+    rows: Rows = 16,
+    row_tokens: RowTokens = 0,
+    max_tokens: MaxTokens = 1024,
+    requests_per_principal: PerPrincipal = 8,
+    request_seconds: RequestSeconds = 300.0,
+    tell: Tell = "all",
+    drain_seconds: Drain = 30,
+    metrics: Metrics = True,
+    console: Console = True,
+    oidc_keys: KeySet = "",
+    oidc_issuer: Issuer = "",
+    oidc_audience: Audience = "",
+    oidc_claim: Claim = "sub",
+    tls_certificate: Certificate = None,
+    tls_key: PrivateKey = None,
+) -> None:
+    """Serve a home over HTTP.
+
+    Args:
+        context: The command's context.
+        host: Where to listen.
+        port: The port.
+        base: The base model.
+        rows: Answers that run at once.
+        row_tokens: Tokens of a prompt and its answer.
+        max_tokens: Longest answer.
+        requests_per_principal: Requests of one principal at once.
+        request_seconds: Longest time for one request.
+        tell: What an answer says of its adapters.
+        drain_seconds: Time for answers when it is to end.
+        metrics: Whether there is a page of figures.
+        console: Whether there is a console.
+        oidc_keys: An issuer's keys.
+        oidc_issuer: The issuer.
+        oidc_audience: The audience.
+        oidc_claim: The claim that names the principal.
+        tls_certificate: Certificate chain.
+        tls_key: Its private key.
+    """
+    from intarsia_platform.access.keys import ApiKeys
+    from intarsia_platform.answering.service import ServiceSettings, open_service
+    from intarsia_platform.gateway.app import create_app
+    from intarsia_platform.gateway.callers import Callers
+    from intarsia_platform.gateway.server import GatewayServer, bind, url_of
+    from intarsia_platform.gateway.settings import GatewaySettings, Telling
+
+    settings = settings_of(context)
+    check_json_place(settings)
+    if tell not in tuple(Telling):
+        raise InputError("--tell", tell, f"choose one of {', '.join(Telling)}")
+    if drain_seconds < 0:
+        raise InputError("--drain-seconds", drain_seconds, "use a number from 0")
+    _check_files(tls_certificate, tls_key)
+    tokens = _bearer_tokens(oidc_keys, oidc_issuer, oidc_audience, oidc_claim)
+    limits = GatewaySettings(
+        max_tokens=max_tokens,
+        requests_per_principal=requests_per_principal,
+        request_seconds=request_seconds,
+        telling=Telling(tell),
+        metrics=metrics,
+        console=console,
+    )
+    answering = ServiceSettings(
+        max_rows=rows, row_tokens=row_tokens, ticket_seconds=max(300.0, request_seconds)
+    )
+    home = settings.open_home()
+    with bind(host, port) as taken, open_service(home, base=base, settings=answering) as service:
+        # A base that cannot answer is to be found now, not by the first caller.
+        service.prepare()
+        tls = tls_certificate is not None
+        url = url_of(taken, tls=tls)
+        if not (tls or taken.getsockname()[0].startswith(_LOOPBACK)):
+            say("warning: keys and answers travel in clear; use --tls-certificate, or a proxy")
+        if not service.policies_set:
+            say("warning: no policies are set, so only the base may be used; intarsia policy set")
+
+        def ready() -> None:
+            result = {"url": url, "base": service.base.base, "base_digest": service.base.digest}
+            present(settings, result, f"serving {service.base.base} at {url}")
+            sys.stdout.flush()
+
+        server = GatewayServer(
+            create_app(service, Callers(ApiKeys(service.database), tokens), limits),
+            ready=ready,
+            drain_seconds=drain_seconds,
+            certificate=tls_certificate,
+            key=tls_key,
+        )
+        server.run(sockets=[taken])
+
+
+def _bearer_tokens(keys: str, issuer: str, audience: str, claim: str) -> BearerTokens | None:
+    from intarsia_platform.access.bearer import BearerTokens
+
+    if not (keys or issuer or audience):
+        return None
+    for option, value in (
+        ("--oidc-keys", keys),
+        ("--oidc-issuer", issuer),
+        ("--oidc-audience", audience),
+    ):
+        if not value:
+            raise InputError(option, "is missing", "give keys, issuer and audience together")
+    return BearerTokens(keys, issuer, audience, claim)
+
+
+def _check_files(certificate: Path | None, key: Path | None) -> None:
+    if (certificate is None) != (key is None):
+        raise InputError("TLS", "one file of two", "give --tls-certificate and --tls-key")
+    for option, path in (("--tls-certificate", certificate), ("--tls-key", key)):
+        if path is not None and not path.is_file():
+            raise InputError(option, path, "name a file that can be read")

@@ -1,0 +1,60 @@
+"""What one row of a batch is answered with: no adapter, one, or several with weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from intarsia_client.errors import InputError
+
+from intarsia_platform.serving.banked_adapter import BankedAdapter
+
+Mixture = tuple[tuple[BankedAdapter, float], ...]
+"""Adapters and their weights; empty for the base alone.
+
+The row computes ``W x + sum_i weight_i scaling_i B_i A_i x`` in every layer: exactly the sum of the
+weighted updates, as PEFT's ``combination_type="cat"`` gives it. A classification head is
+``H + sum_i weight_i (H_i - H)`` with the base's head H, so that one adapter of weight 1 answers
+with its own head.
+"""
+
+MixtureKey = tuple[tuple[str, float], ...]
+"""Digests and weights: equal keys mean equal mixtures."""
+
+BASE: Mixture = ()
+"""The base alone."""
+
+
+def mixture_of(parts: Iterable[tuple[BankedAdapter, float]]) -> Mixture:
+    """Make a mixture.
+
+    Args:
+        parts: Adapters, each at most once, and their weights.
+
+    Returns:
+        The mixture, ordered by digest, so that the order of choice does not change a bit of what
+        is computed; adapters of weight 0 are left out.
+
+    Raises:
+        InputError: If a weight is not finite or an adapter comes twice.
+    """
+    chosen = sorted(parts, key=lambda part: part[0].digest)
+    digests = [adapter.digest for adapter, _ in chosen]
+    for adapter, weight in chosen:
+        if not math.isfinite(weight):
+            raise InputError(f"weight of {adapter.digest}", weight, "give a finite number")
+    if len(set(digests)) < len(digests):
+        raise InputError("mixture", digests, "name each adapter once")
+    return tuple((adapter, float(weight)) for adapter, weight in chosen if weight)
+
+
+def mixture_key(mixture: Mixture) -> MixtureKey:
+    """The key of a mixture.
+
+    Args:
+        mixture: The mixture.
+
+    Returns:
+        Digests and weights in the mixture's order.
+    """
+    return tuple((adapter.digest, weight) for adapter, weight in mixture)
