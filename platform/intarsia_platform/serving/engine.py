@@ -294,11 +294,12 @@ class Engine:
                 self._running.append(row)
 
     def _step_prompt(self, row: Row) -> None:
-        assert row.slot is not None  # noqa: S101 - a running row has one
-        piece = row.next_piece
+        piece, slot = row.next_piece, row.slot
+        if slot is None:
+            return
         try:
             self._calls += 1
-            logits = self._runner.prompt(row.slot, piece, row.mixture)
+            logits = self._runner.prompt(slot, piece, row.mixture)
         except Exception as error:
             self._end(row, Token(token=None, text="", finish=Finish.FAILED), error)
             return

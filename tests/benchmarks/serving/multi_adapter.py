@@ -1,0 +1,405 @@
+"""What adapters cost in a forward pass: our kernels and PEFT's ways, beside the bare base.
+
+    python tests/benchmarks/serving/multi_adapter.py [--quick] [--rounds N] [--threads T] [--no-peft]
+
+A Llama of random weights (hidden 512, 8 layers, intermediate 1376, vocabulary 8192), 16 rows,
+adapters of ranks 4 to 64 on q, k, v and o. Every contender runs once in each round, one after the
+other, so that whatever else the machine does falls on all of them; figures are medians over the
+rounds, of CPU and wall seconds, and ``ratio`` is the median of each round's CPU seconds over the
+bare base's in that round. Before a contender is timed it runs once untimed, so that copies that a
+batch needs once are made; what they cost is ``composition``.
+
+Contenders: ``distinct_16`` (another adapter in every row), ``top3_of_8`` and ``top3_of_48`` (three
+adapters a row with weights, drawn from so many), each also as ``…_strict``; ``peft_mixed``
+(``adapter_names`` of 16 adapters) and ``peft_set_adapter`` (each row alone, after ``set_adapter``),
+with as many adapters loaded as ``peft_loaded`` says. ``registered`` is decoding with distinct_16
+out of so many registered adapters, all of which have gone through the bank.
+
+One thread by default: a waiting thread's spinning would count as CPU time. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from intarsia_client.base_model import BaseModel
+from intarsia_client.files import bytes_digest
+from intarsia_client.peft_files import read_encoded, write_adapter
+from intarsia_client.wire import Adapter, LowRankFactors
+from intarsia_platform.serving.bank import AdapterBank
+from intarsia_platform.serving.mixture import Mixture, mixture_of
+from intarsia_platform.serving.served_base import ServedBase
+from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+
+ROWS, PROMPT, ROOM, WIDTH, LAYERS = 16, 128, 192, 512, 8
+RANKS = (4, 8, 16, 32, 64)
+# Sums to 292; the first eight to 124.
+FIRST_RANKS = (4, 4, 4, 8, 8, 16, 16, 64, 4, 4, 8, 8, 16, 32, 32, 64)
+WEIGHTS = (0.5, 0.3125, 0.1875)
+TARGETS = {
+    "prefill": {"distinct_16": 1.04, "top3_of_8": 1.06, "top3_of_48": 1.09},
+    "decode": {"distinct_16": 1.10, "top3_of_8": 1.08, "top3_of_48": 1.30},
+    "registered_spread": 0.03,
+    "load_256_cpu_seconds": 1.5,
+}
+Step = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """Something to time.
+
+    Args:
+        prefill: One call with the whole prompt of every row.
+        decode: One call with a token of every row.
+    """
+
+    prefill: Step
+    decode: Step
+
+
+def bare_model() -> Any:
+    """The model, with random weights."""
+    configuration = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=WIDTH,
+        intermediate_size=1376,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=512,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(configuration).eval().requires_grad_(False)
+
+
+def ranks(count: int) -> list[int]:
+    """Ranks of the adapters."""
+    generator = np.random.default_rng(1)
+    drawn = generator.choice(RANKS, size=max(0, count - len(FIRST_RANKS)))
+    return [*FIRST_RANKS, *map(int, drawn)][:count]
+
+
+def write_adapters(folder: Path, count: int) -> list[Path]:
+    """Adapters as PEFT directories."""
+    made = []
+    for index, rank in enumerate(ranks(count)):
+        generator = np.random.default_rng(index)
+        modules = {}
+        for layer in range(LAYERS):
+            for part in "qkvo":
+                a = generator.standard_normal((rank, WIDTH), dtype=np.float32)
+                b = generator.standard_normal((WIDTH, rank), dtype=np.float32)
+                modules[f"model.layers.{layer}.self_attn.{part}_proj"] = LowRankFactors(
+                    a=a * np.float32(WIDTH**-0.5), b=b * np.float32(0.01), scaling=2.0
+                )
+        made.append(folder / f"adapter-{index:03d}")
+        write_adapter(made[-1], Adapter(base="bench", task="causal-lm", modules=modules))
+    return made
+
+
+class Inputs:
+    """The same tokens for everybody, and a cache that holds the prompt.
+
+    Args:
+        model: A model to fill the cache with.
+    """
+
+    def __init__(self, model: Any) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.prompt = torch.randint(8192, (ROWS, PROMPT), generator=generator)
+        self.token = torch.randint(8192, (ROWS, 1), generator=generator)
+        self.mask = (torch.arange(ROOM) <= PROMPT).expand(ROWS, 1, 1, ROOM)
+        self.positions = torch.full((ROWS, 1), PROMPT)
+        self.caches = {
+            rows: StaticCache(config=model.config, max_cache_len=ROOM) for rows in (1, ROWS)
+        }
+        for rows, cache in self.caches.items():
+            model(self.prompt[:rows], past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    def prefill(self, model: Any, rows: slice = slice(None), **options: Any) -> torch.Tensor:
+        """All tokens of some rows' prompts."""
+        output = model(self.prompt[rows], use_cache=False, logits_to_keep=1, **options)
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def decode(self, model: Any, rows: slice = slice(None), **options: Any) -> torch.Tensor:
+        """One token of some rows, at the same place each time."""
+        tokens = self.token[rows]
+        cache = self.caches[len(tokens)]
+        for layer in cache.layers:
+            layer.cumulative_length.fill_(PROMPT)
+        output = model(
+            tokens,
+            past_key_values=cache,
+            use_cache=True,
+            position_ids=self.positions[rows],
+            attention_mask=self.mask[rows],
+            **options,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+
+def served_contender(
+    served: ServedBase, mixtures: Sequence[Mixture], inputs: Inputs, strict: bool
+) -> Contender:
+    """Ours with one plan."""
+    plan = served.plan(mixtures, strict=strict)
+
+    def within(call: Callable[[Any], torch.Tensor]) -> Step:
+        def step() -> torch.Tensor:
+            with served.using(plan) as model:
+                return call(model)
+
+        return step
+
+    return Contender(prefill=within(inputs.prefill), decode=within(inputs.decode))
+
+
+def peft_contenders(model: Any, folders: Sequence[Path], inputs: Inputs) -> dict[str, Contender]:
+    """PEFT's two ways to give each row its own adapter."""
+    from peft import PeftModel
+
+    names = [folder.name for folder in folders]
+    wrapped = PeftModel.from_pretrained(model, folders[0], adapter_name=names[0])
+    for folder in folders[1:]:
+        wrapped.load_adapter(folder, adapter_name=folder.name, low_cpu_mem_usage=True)
+    wrapped.eval()
+
+    def alone(call: Callable[..., torch.Tensor]) -> Step:
+        def step() -> torch.Tensor:
+            rows = []
+            for row in range(ROWS):
+                wrapped.set_adapter(names[row])
+                rows.append(call(wrapped, slice(row, row + 1)))
+            return torch.cat(rows)
+
+        return step
+
+    def mixed(call: Callable[..., torch.Tensor]) -> Step:
+        return lambda: call(wrapped, adapter_names=names[:ROWS])
+
+    return {
+        "peft_mixed": Contender(prefill=mixed(inputs.prefill), decode=mixed(inputs.decode)),
+        "peft_set_adapter": Contender(prefill=alone(inputs.prefill), decode=alone(inputs.decode)),
+    }
+
+
+def drawn_mixtures(adapters: Sequence[Any], seed: int) -> list[Mixture]:
+    """Three adapters a row."""
+    generator = np.random.default_rng(seed)
+    return [
+        mixture_of(
+            (adapters[int(index)], weight)
+            for index, weight in zip(
+                generator.choice(len(adapters), 3, replace=False), WEIGHTS, strict=True
+            )
+        )
+        for _ in range(ROWS)
+    ]
+
+
+def timed(step: Step, times: int) -> tuple[float, float]:
+    """CPU and wall seconds of one call."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(times):
+        step()
+    return (time.process_time() - cpu) / times, (time.perf_counter() - wall) / times
+
+
+def compare(
+    contenders: dict[str, Contender], phase: str, rounds: int, times: int
+) -> dict[str, dict[str, float]]:
+    """Time all contenders in turns; the first is what the others are compared with."""
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            step = getattr(contender, phase)
+            if phase == "decode" or not seen[name]:
+                step()
+            seen[name].append(timed(step, 1 if name == "peft_set_adapter" else times))
+    base = seen[next(iter(seen))]
+    return {
+        name: {
+            "cpu_ms": round(1e3 * statistics.median(cpu for cpu, _ in runs), 2),
+            "wall_ms": round(1e3 * statistics.median(wall for _, wall in runs), 2),
+            "ratio": round(
+                statistics.median(run[0] / bare[0] for run, bare in zip(runs, base, strict=True)),
+                3,
+            ),
+        }
+        for name, runs in seen.items()
+    }
+
+
+def composition(
+    served: ServedBase, mixtures: Sequence[Mixture], inputs: Inputs
+) -> dict[str, float]:
+    """What a batch costs once: the first step after all copies were dropped, over a later one."""
+    firsts, changed, later = [], [], []
+    for _ in range(3):
+        served.release()
+        contender = served_contender(served, mixtures, inputs, strict=True)
+        firsts.append(timed(contender.decode, 1)[0])
+        later.append(timed(contender.decode, 1)[0])
+        # One row leaves and its adapter with it; another joins.
+        swapped = [*mixtures[1:-1], mixtures[-1][:0], mixtures[0]]
+        changed.append(timed(served_contender(served, swapped, inputs, True).decode, 1)[0])
+    usual = statistics.median(later)
+    return {
+        "whole_batch_cpu_ms": round(1e3 * (statistics.median(firsts) - usual), 2),
+        "one_row_changed_cpu_ms": round(1e3 * (statistics.median(changed) - usual), 2),
+        "copied_megabytes": round(served.copied_bytes / 1e6, 1),
+    }
+
+
+def loading(base: BaseModel, folders: Sequence[Path]) -> dict[str, float]:
+    """Seconds from files to the bank, the bytes hashed as the registry does when it reads them."""
+
+    def read(name: str) -> Any:
+        encoded = read_encoded(Path(name))
+        bytes_digest(encoded.tensors)
+        return encoded
+
+    for folder in folders:
+        read(str(folder))  # into the page cache
+    bank = AdapterBank(base, read)
+    cpu, wall = time.process_time(), time.perf_counter()
+    with bank.lease(map(str, folders)):
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return {
+        "adapters": len(folders),
+        "cpu_seconds": round(cpu, 3),
+        "wall_seconds": round(wall, 3),
+        "megabytes": round(bank.size / 1e6, 1),
+    }
+
+
+def registered(
+    served: ServedBase, folders: Sequence[Path], counts: Sequence[int], inputs: Inputs, rounds: int
+) -> dict[str, Any]:
+    """Decoding with 16 adapters out of so many, all of which have been through the bank."""
+    contenders, leases = {}, []
+    for count in counts:
+        # Names of the same files; a bank knows adapters by name alone.
+        places = {f"{index:04d}": folders[index % len(folders)] for index in range(count)}
+        bank = AdapterBank(
+            served.base, lambda name, places=places: read_encoded(places[name]),
+            capacity_bytes=1 << 28,
+        )  # fmt: skip
+        for name in places:
+            bank.lease([name]).close()
+        leases.append(bank.lease(list(places)[:ROWS]))
+        mixtures = [mixture_of([(adapter, 1.0)]) for adapter in leases[-1].adapters]
+        contenders[str(count)] = served_contender(served, mixtures, inputs, strict=False)
+    found = compare(contenders, "decode", rounds, 3)
+    for lease in leases:
+        lease.close()
+    cpu = [one["cpu_ms"] for one in found.values()]
+    return {"decode": found, "spread": round(max(cpu) / min(cpu) - 1, 4)}
+
+
+def check(contenders: dict[str, Contender]) -> dict[str, float]:
+    """The largest difference between ours and PEFT's logits."""
+    return {
+        phase: float(
+            (
+                getattr(contenders["distinct_16"], phase)()
+                - getattr(contenders["peft_mixed"], phase)()
+            )
+            .abs()
+            .max()
+        )
+        for phase in ("prefill", "decode")
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--quick", action="store_true", help="few rounds, few adapters")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-peft", action="store_true")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    rounds = arguments.rounds or (2 if quick else 7)
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        print(json.dumps(measured(Path(folder), quick, rounds, not arguments.no_peft)))
+
+
+def measured(folder: Path, quick: bool, rounds: int, with_peft: bool) -> dict[str, Any]:
+    """Everything that is printed."""
+    with torch.inference_mode(False):
+        bare = bare_model()
+        model = copy.deepcopy(bare)
+        folders = write_adapters(folder, 48 if quick else 256)
+    base = BaseModel(
+        model=model,
+        tokenizer=None,
+        digest="bench",
+        task="causal-lm",
+        base="bench",
+        directory=folder,
+        device=torch.device("cpu"),
+    )
+    inputs = Inputs(bare)
+    result: dict[str, Any] = {"rows": ROWS, "prompt": PROMPT, "rounds": rounds}
+    result |= {"threads": torch.get_num_threads(), "targets": TARGETS}
+    result["loading"] = loading(base, folders)
+    bank = AdapterBank(base, lambda name: read_encoded(Path(name)))
+    with bank.lease(map(str, folders[:48])) as adapters, ServedBase(base) as served:
+        draws = {
+            "distinct_16": [mixture_of([(adapter, 1.0)]) for adapter in adapters[:ROWS]],
+            "top3_of_8": drawn_mixtures(adapters[:8], 5),
+            "top3_of_48": drawn_mixtures(adapters, 6),
+        }
+        result["mean_rank"] = {
+            name: sum(max(one.ranks.values()) for row in rows for one, _ in row) / ROWS
+            for name, rows in draws.items()
+        }
+        bare_step = Contender(
+            prefill=lambda: inputs.prefill(bare), decode=lambda: inputs.decode(bare)
+        )
+        contenders = {"base": bare_step}
+        none: list[Mixture] = [()] * ROWS
+        contenders["no_adapters"] = served_contender(served, none, inputs, strict=False)
+        for name, rows in draws.items():
+            contenders[name] = served_contender(served, rows, inputs, strict=False)
+            contenders[f"{name}_strict"] = served_contender(served, rows, inputs, strict=True)
+        if with_peft:
+            loaded = folders[: ROWS if quick else 64]
+            with torch.inference_mode(False):
+                wrapped = copy.deepcopy(bare)
+            contenders |= peft_contenders(wrapped, loaded, inputs)
+            result["peft_loaded"] = len(loaded)
+            result["largest_difference_from_peft"] = check(contenders)
+        result["decode"] = compare(contenders, "decode", rounds, 3)
+        few = {name: one for name, one in contenders.items() if not name.endswith("_strict")}
+        result["prefill"] = compare(few, "prefill", rounds, 1)
+        result["composition"] = {
+            name: composition(served, rows, inputs) for name, rows in draws.items()
+        }
+        counts = (64, 128) if quick else (64, 256, 1000)
+        result["registered"] = registered(served, folders, counts, inputs, rounds)
+    result["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return result
+
+
+if __name__ == "__main__":
+    main()
