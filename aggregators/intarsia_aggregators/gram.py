@@ -55,6 +55,9 @@ def symmetric_product(rows: torch.Tensor, *, out: torch.Tensor | None = None) ->
     for begin in range(0, count, panel):
         end = min(begin + panel, count)
         torch.mm(rows[begin:end], rows[:end].T, out=product[begin:end, :end])
+        # Not every processor's product of a matrix with itself is symmetric to the last bit.
+        square = product[begin:end, begin:end]
+        square.copy_(square.tril() + square.tril(-1).T)
     for begin in range(panel, count, panel):
         end = min(begin + panel, count)
         product[:begin, begin:end] = product[begin:end, :begin].T

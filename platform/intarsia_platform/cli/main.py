@@ -21,6 +21,7 @@ from intarsia_platform.cli import (
     policy,
     runs,
     score,
+    serve,
     simulate,
 )
 from intarsia_platform.cli.failures import run_command
@@ -86,6 +87,11 @@ app.command(
     cls=IntarsiaCommand,
     help="Measure records under what a principal may use. FILE has one JSON record a line.",
 )(score.score_command)
+app.command(
+    "serve",
+    cls=IntarsiaCommand,
+    help="Serve an OpenAI-compatible endpoint and a console. Callers come with a key or a token.",
+)(serve.serve_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -149,7 +149,7 @@ def explain_command(
 @app.command(
     "test",
     cls=IntarsiaCommand,
-    help="Compare decisions with those that FILE expects; FILE may bring policies, users and "
+    help="Compare decisions with expected ones. FILE holds these; it may bring policies, users and "
     f"adapters that are not live yet. Ends with {EXPECTATION_FAILED} where one differs.",
 )
 def test_command(

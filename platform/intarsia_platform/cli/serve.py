@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,9 @@ from intarsia_platform.cli.settings import settings_of
 
 if TYPE_CHECKING:
     from intarsia_platform.access.bearer import BearerTokens
+    from intarsia_platform.answering.service import ServiceSettings
+    from intarsia_platform.cli.settings import Settings
+    from intarsia_platform.gateway.settings import GatewaySettings
 
 Host = Annotated[str, typer.Option("--host", metavar="H", help="Where to listen.")]
 Port = Annotated[int, typer.Option("--port", metavar="P", help="0 takes any that is free.")]
@@ -107,21 +111,14 @@ def serve_command(
         tls_certificate: Certificate chain.
         tls_key: Its private key.
     """
-    from intarsia_platform.access.keys import ApiKeys
-    from intarsia_platform.answering.service import ServiceSettings, open_service
-    from intarsia_platform.gateway.app import create_app
-    from intarsia_platform.gateway.callers import Callers
-    from intarsia_platform.gateway.server import GatewayServer, bind, url_of
+    from intarsia_platform.answering.service import ServiceSettings
     from intarsia_platform.gateway.settings import GatewaySettings, Telling
 
-    settings = settings_of(context)
-    check_json_place(settings)
     if tell not in tuple(Telling):
         raise InputError("--tell", tell, f"choose one of {', '.join(Telling)}")
     if drain_seconds < 0:
         raise InputError("--drain-seconds", drain_seconds, "use a number from 0")
     _check_files(tls_certificate, tls_key)
-    tokens = _bearer_tokens(oidc_keys, oidc_issuer, oidc_audience, oidc_claim)
     limits = GatewaySettings(
         max_tokens=max_tokens,
         requests_per_principal=requests_per_principal,
@@ -133,11 +130,51 @@ def serve_command(
     answering = ServiceSettings(
         max_rows=rows, row_tokens=row_tokens, ticket_seconds=max(300.0, request_seconds)
     )
+    serving = _Serving(
+        host=host,
+        port=port,
+        base=base,
+        answering=answering,
+        limits=limits,
+        tokens=_bearer_tokens(oidc_keys, oidc_issuer, oidc_audience, oidc_claim),
+        drain_seconds=drain_seconds,
+        certificate=tls_certificate,
+        key=tls_key,
+    )
+    _serve(settings_of(context), serving)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Serving:
+    """The checked options."""
+
+    host: str
+    port: int
+    base: str | None
+    answering: ServiceSettings
+    limits: GatewaySettings
+    tokens: BearerTokens | None
+    drain_seconds: int
+    certificate: Path | None
+    key: Path | None
+
+
+def _serve(settings: Settings, serving: _Serving) -> None:
+    from intarsia_platform.access.keys import ApiKeys
+    from intarsia_platform.answering.service import open_service
+    from intarsia_platform.gateway.app import create_app
+    from intarsia_platform.gateway.callers import Callers
+    from intarsia_platform.gateway.server import GatewayServer, bind, url_of
+
+    check_json_place(settings)
     home = settings.open_home()
-    with bind(host, port) as taken, open_service(home, base=base, settings=answering) as service:
+    with (
+        bind(serving.host, serving.port) as taken,
+        open_service(home, base=serving.base, settings=serving.answering) as service,
+    ):
         # A base that cannot answer is to be found now, not by the first caller.
         service.prepare()
-        tls = tls_certificate is not None
+        tls = serving.certificate is not None
         url = url_of(taken, tls=tls)
         if not (tls or taken.getsockname()[0].startswith(_LOOPBACK)):
             say("warning: keys and answers travel in clear; use --tls-certificate, or a proxy")
@@ -149,12 +186,15 @@ def serve_command(
             present(settings, result, f"serving {service.base.base} at {url}")
             sys.stdout.flush()
 
+        app = create_app(
+            service, Callers(ApiKeys(service.database), serving.tokens), serving.limits
+        )
         server = GatewayServer(
-            create_app(service, Callers(ApiKeys(service.database), tokens), limits),
+            app,
             ready=ready,
-            drain_seconds=drain_seconds,
-            certificate=tls_certificate,
-            key=tls_key,
+            drain_seconds=serving.drain_seconds,
+            certificate=serving.certificate,
+            key=serving.key,
         )
         server.run(sockets=[taken])
 

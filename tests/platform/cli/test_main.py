@@ -115,7 +115,7 @@ def test_a_place_for_json_that_is_below_a_file_is_storage(intarsia, tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ((), "intarsia needs a command: demo, simulate, aggregate, adapters, runs; or --help"),
+        ((), "intarsia needs a command: demo, simulate, aggregate, ask, score, serve, adapters, "),
         (("adapters",), "intarsia adapters needs a command: list, show, import, "),
         (("simulat",), "No such command 'simulat'. Did you mean 'simulate'?; see intarsia --help"),
         (("simulate",), "Missing argument 'CONFIG'; see intarsia simulate --help"),
