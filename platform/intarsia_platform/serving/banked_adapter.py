@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from intarsia_client.errors import InputError, IntegrityError
 from intarsia_client.peft_configuration import read_configuration
@@ -150,39 +151,40 @@ def _laid_out(
     head: Mapping[str, FloatArray],
 ) -> BankedAdapter:
     names = [name for name in shapes.modules if name in sides]
-    count = sum(side.size for name in names for side in sides[name].values())
-    count += sum(values.size for values in head.values())
-    values = torch.empty(count, dtype=shapes.dtype, device=shapes.device)
-    at = 0
-
-    def place(shape: Sequence[int]) -> Tensor:
-        nonlocal at
-        begin, at = at, at + math.prod(shape)
-        return values[begin:at].view(tuple(shape))
-
-    a, b = {}, {}
-    for name in names:
-        a[name] = place(sides[name]["A"].shape)
-        a[name].copy_(torch.from_numpy(sides[name]["A"]))
-    for name in names:
-        source = torch.from_numpy(sides[name]["B"])
-        b[name] = place(source.T.shape).T
-        if source.dtype == shapes.dtype and shapes.device.type == "cpu":
-            torch.mul(source, scalings[name], out=b[name])
-        else:
-            b[name].copy_(source * scalings[name])
-    own_head = {}
-    for name, tensor in head.items():
-        own_head[name] = place(tensor.shape)
-        own_head[name].copy_(torch.from_numpy(tensor))
+    sources = [torch.from_numpy(sides[name]["A"]) for name in names]
+    sources += [torch.from_numpy(sides[name]["B"]).T for name in names]
+    sources += map(torch.from_numpy, head.values())
+    sizes = [source.numel() for source in sources]
+    values = torch.empty(sum(sizes), dtype=shapes.dtype, device=shapes.device)
+    places = [
+        place.view(source.shape)
+        for place, source in zip(torch.split(values, sizes), sources, strict=True)
+    ]
+    count = len(names)
+    a, b, own_head = places[:count], places[count : 2 * count], places[2 * count :]
+    for place, source in zip(
+        [*a, *own_head], [*sources[:count], *sources[2 * count :]], strict=True
+    ):
+        place.copy_(source)
+    for name, side in zip(names, b, strict=True):
+        _scaled_into(side, sides[name]["B"].T, scalings[name])
     # Once more, since scaling and a narrower precision may overflow. NaN goes through both.
     if not all(math.isfinite(float(end)) for end in torch.aminmax(values)):
         raise InputError("adapter tensors", "not finite", "train again; they hold NaN or Inf")
     return BankedAdapter(
         digest=digest,
-        ranks={name: len(a[name]) for name in names},
-        a=a,
-        b=b,
-        head=own_head,
-        size=count * values.element_size(),
+        ranks={name: len(side) for name, side in zip(names, a, strict=True)},
+        a=dict(zip(names, a, strict=True)),
+        b={name: side.T for name, side in zip(names, b, strict=True)},
+        head=dict(zip(head, own_head, strict=True)),
+        size=values.numel() * values.element_size(),
     )
+
+
+def _scaled_into(place: Tensor, source: FloatArray, scaling: float) -> None:
+    if place.dtype == torch.float32 and place.device.type == "cpu":
+        # One pass; torch takes two for a transposed matrix.
+        with np.errstate(over="ignore"):
+            np.multiply(source, np.float32(scaling), out=place.numpy())
+    else:
+        place.copy_(torch.from_numpy(source) * scaling)

@@ -96,8 +96,9 @@ class Layout:
     ) -> None:
         self.holder: object | None = None
         buckets = list(zip(wanted.entries.items(), orders, strict=True))
-        entries = [own[key] for (_, own), order in buckets for key in order]
-        sizes = [len(order) for order in orders]
+        served = [[entry for key in order for entry in own[key]] for (_, own), order in buckets]
+        entries = [entry for own in served for entry in own]
+        sizes = [len(own) for own in served]
         self._fused = fused
         self._take = torch.tensor([entry.row for entry in entries], device=like.device)
         self._inputs = like.new_empty(len(entries), like.shape[1])
@@ -109,15 +110,18 @@ class Layout:
         weights = weights.view(-1, 1, 1).to(like.device)
         self._steps = []
         begins = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
-        for ((ranks, _), _), begin, size in zip(buckets, begins, sizes, strict=True):
-            own = slice(begin, begin + size)
+        for ((key, _), order), begin, size in zip(buckets, begins, sizes, strict=True):
+            ranks, own = key[0], slice(begin, begin + size)
             between = like.new_empty(size, 1, sum(ranks))
+            # Several rows of one slot: it is read again for each, from the cache.
+            shared = size if size > len(order) else 0
             self._steps.append(
                 (
                     self._inputs[own].unsqueeze(1),
                     between,
                     None if plain else weights[own],
-                    _second(between, ranks, [out[own] for out in outs], fused),
+                    shared,
+                    _second(between, ranks, [out[own] for out in outs], fused and not shared),
                 )
             )
         self._gathers, self.products = _gathers(entries, rows, outs)
@@ -130,17 +134,19 @@ class Layout:
             buckets: The group's factors.
         """
         torch.index_select(x.to(self._inputs.dtype), 0, self._take, out=self._inputs)
-        for (inputs, between, weights, second), bucket in zip(self._steps, buckets, strict=True):
-            torch.bmm(inputs, bucket.a, out=between)
+        steps = zip(self._steps, buckets, strict=True)
+        for (inputs, between, weights, shared, second), bucket in steps:
+            a = bucket.a.expand(shared, -1, -1) if shared else bucket.a
+            torch.bmm(inputs, a, out=between)
             if weights is not None:
                 between.mul_(weights)
-            if self._fused and bucket.all_b is not None:
+            if self._fused and not shared and bucket.all_b is not None:
                 left, out = second[0]
                 torch.bmm(left, bucket.all_b, out=out)
                 continue
             for (left, out), b in zip(second, bucket.b, strict=True):
                 if b is not None:
-                    torch.bmm(left, b, out=out)
+                    torch.bmm(left, b.expand(shared, -1, -1) if shared else b, out=out)
         for source, rows, target in self._gathers:
             torch.index_select(source, 0, rows, out=target)
 
@@ -154,6 +160,8 @@ def _second(
         return [(between.view(products, 1, -1), outs[0].view(products, 1, -1))]
     ends = accumulate(ranks)
     spans = [slice(end - rank, end) for end, rank in zip(ends, ranks, strict=True)]
+    if len(outs) < len(ranks):
+        outs = [outs[0][:, position : position + 1] for position in range(len(ranks))]
     return [(between[:, :, span], out) for span, out in zip(spans, outs, strict=True)]
 
 

@@ -8,7 +8,7 @@ that stay wanted stay where they are: a request that joins costs the copy of its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,11 @@ from intarsia_platform.serving.mixture import Mixture
 Group = tuple[str, ...]
 Ranks = tuple[int, ...]
 SlotKey = tuple[str, int]
+BucketKey = tuple[Ranks, str]
+
+SHARED_RANK = 64
+"""From how many ranks of copies saved on an adapter of several rows has a slot of its own: a call
+of its own costs about as much as reading so many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +49,14 @@ class Wanted:
     Most layers of a model are alike, so that there are few of these.
 
     Args:
-        entries: From the ranks in a group's modules, ascending, to what is wanted of those ranks:
-            from a digest and a count, for rows with the same adapter, to the entry.
+        entries: From the ranks in a group's modules, ascending, to the slots of those ranks and
+            whom each serves. A slot is called by its adapter's digest and a count, since a block of
+            slots with one row each has a copy for every row. An adapter of many rows has a block
+            and a slot of its own; its block is called by its ranks and its digest.
         adapters: The adapters by digest.
     """
 
-    entries: Mapping[Ranks, Mapping[SlotKey, Entry]]
+    entries: Mapping[BucketKey, Mapping[SlotKey, tuple[Entry, ...]]]
     adapters: Mapping[str, BankedAdapter]
 
 
@@ -70,30 +77,39 @@ def ranks_in(group: Group, mixtures: Sequence[Mixture]) -> tuple[Ranks, ...]:
     )
 
 
-def wanted_of(ranks: Sequence[Ranks], mixtures: Sequence[Mixture]) -> Wanted:
+def wanted_of(
+    ranks: Sequence[Ranks], mixtures: Sequence[Mixture], *, shared_rank: int = SHARED_RANK
+) -> Wanted:
     """What a batch needs of groups in which its adapters have certain ranks.
 
     Args:
         ranks: What :func:`ranks_in` gave.
         mixtures: Of each row.
+        shared_rank: See :data:`SHARED_RANK`.
 
     Returns:
         The entries; adapters without factors in these groups have none.
     """
-    entries: dict[Ranks, dict[SlotKey, Entry]] = {}
     adapters: dict[str, BankedAdapter] = {}
+    users: dict[str, list[Entry]] = {}
+    ranks_of: dict[str, Ranks] = {}
     left = iter(ranks)
     for row, mixture in enumerate(mixtures):
         for part, (adapter, weight) in enumerate(mixture):
             own = next(left)
             if any(own):
-                keyed = entries.setdefault(own, {})
-                copy = 0
-                while (adapter.digest, copy) in keyed:
-                    copy += 1
-                keyed[adapter.digest, copy] = Entry(row=row, part=part, weight=weight)
-                adapters[adapter.digest] = adapter
-    return Wanted(entries={own: entries[own] for own in sorted(entries)}, adapters=adapters)
+                adapters[adapter.digest], ranks_of[adapter.digest] = adapter, own
+                entry = Entry(row=row, part=part, weight=weight)
+                users.setdefault(adapter.digest, []).append(entry)
+    entries: dict[BucketKey, dict[SlotKey, tuple[Entry, ...]]] = {}
+    for digest, own_users in users.items():
+        own = ranks_of[digest]
+        if (len(own_users) - 1) * sum(own) >= shared_rank:
+            entries[own, digest] = {(digest, 0): tuple(own_users)}
+        else:
+            block = entries.setdefault((own, ""), {})
+            block |= {(digest, copy): (entry,) for copy, entry in enumerate(own_users)}
+    return Wanted(entries={key: entries[key] for key in sorted(entries)}, adapters=adapters)
 
 
 class GroupSlots:
@@ -105,7 +121,7 @@ class GroupSlots:
 
     def __init__(self, group: Group) -> None:
         self._group = group
-        self._buckets: dict[Ranks, Bucket] = {}
+        self._buckets: dict[BucketKey, Bucket] = {}
         self.owner: object | None = None
 
     @property
@@ -124,17 +140,17 @@ class GroupSlots:
             The buckets, by ascending rank. They hold until the slots are arranged for another.
         """
         self.owner = owner
-        for ranks in set(self._buckets) - set(wanted.entries):
-            del self._buckets[ranks]
+        for key in set(self._buckets) - set(wanted.entries):
+            del self._buckets[key]
         buckets = []
         # Ordinary tensors, which may be written to in and outside inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            for ranks, entries in wanted.entries.items():
-                if ranks not in self._buckets:
+            for key, entries in wanted.entries.items():
+                if key not in self._buckets:
                     like = wanted.adapters[next(iter(entries))[0]]
-                    self._buckets[ranks] = Bucket(self._group, ranks, like)
-                self._buckets[ranks].arrange(entries, wanted.adapters)
-                buckets.append(self._buckets[ranks])
+                    self._buckets[key] = Bucket(self._group, key[0], like)
+                self._buckets[key].arrange(entries.keys(), wanted.adapters)
+                buckets.append(self._buckets[key])
         return buckets
 
     def clear(self) -> None:
@@ -145,9 +161,9 @@ class GroupSlots:
     def forget(self, digest: str) -> None:
         """Drop every bucket that an adapter has a slot in."""
         self.owner = None
-        for ranks, bucket in list(self._buckets.items()):
+        for key, bucket in list(self._buckets.items()):
             if any(held == digest for held, _ in bucket.keys):
-                del self._buckets[ranks]
+                del self._buckets[key]
 
 
 class Bucket:
@@ -185,23 +201,21 @@ class Bucket:
         """Bytes that the slots take."""
         return sum(one.numel() * one.element_size() for one in self._tensors)
 
-    def arrange(
-        self, entries: Mapping[SlotKey, Entry], adapters: Mapping[str, BankedAdapter]
-    ) -> None:
+    def arrange(self, wanted: Set[SlotKey], adapters: Mapping[str, BankedAdapter]) -> None:
         """Have these and no others in the slots, side by side.
 
         Args:
-            entries: What is wanted; its keys name the slots.
+            wanted: The slots' keys.
             adapters: By digest.
         """
         keys = list(self.keys)
-        missing = entries.keys() - set(keys)
-        if not missing and len(keys) == len(entries):
+        missing = wanted - set(keys)
+        if not missing and len(keys) == len(wanted):
             return
-        holes = [slot for slot, key in enumerate(keys) if key not in entries]
+        holes = [slot for slot, key in enumerate(keys) if key not in wanted]
         # Should copying fail halfway, nothing may be taken for what it is not.
         self.keys = ()
-        self._reserve(len(entries), adapters[next(iter(entries))[0]])
+        self._reserve(len(wanted), adapters[next(iter(wanted))[0]])
         for key in sorted(missing):
             slot = holes.pop(0) if holes else len(keys)
             self._write(slot, adapters[key[0]])

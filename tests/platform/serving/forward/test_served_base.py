@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from intarsia_client.attachment import attached
 from intarsia_client.errors import InputError
@@ -101,7 +101,9 @@ def test_mixtures_are_pefts_cat(
 def test_a_trained_model_answers_as_peft(
     stories, make_adapter, make_bench, make_peft, tmp_path, strict, length
 ):
-    bench = make_bench(stories, [make_adapter(stories, 3 + seed, seed=seed) for seed in range(4)])
+    # Of a trained adapter's size, so that rounding is not blown up layer by layer.
+    adapters = [make_adapter(stories, 3 + seed, seed=seed, scaling=0.2) for seed in range(4)]
+    bench = make_bench(stories, adapters)
     model = make_peft(stories, bench.adapters, tmp_path)
     tokens = torch.tensor(np.random.default_rng(1).integers(3, 500, (5, 9)))[:, :length]
     with torch.no_grad():
@@ -140,6 +142,7 @@ def poisoned(adapter):
 
 @kinds
 @lengths
+@settings(max_examples=10)
 @given(data=st.data())
 def test_a_row_does_not_depend_on_its_mates_to_the_bit(benches, kind, length, data):
     bench = benches[kind]
