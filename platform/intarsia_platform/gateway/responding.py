@@ -155,7 +155,7 @@ class AnswerResponse(Response):
             yield running
         finally:
             self._gateway.running.discard(started.stream)
-            pass
+            started.stream.cancel()
             measures = self._gateway.measures
             measures.tokens.labels("prompt").inc(started.prompt_tokens)
             measures.tokens.labels("answer").inc(running.tokens)
