@@ -104,7 +104,7 @@ class BatchPlan:
         if ranks not in self._wanted:
             self._wanted[ranks] = wanted_of(ranks, self.mixtures)
         slots, wanted = self.copies.slots(group), self._wanted[ranks]
-        return SlotKernel(slots, wanted, self.rows, widths, self._layouts)
+        return SlotKernel(slots, wanted, self.rows, widths, self._layouts, together=not self.strict)
 
 
 class FactorCopies:

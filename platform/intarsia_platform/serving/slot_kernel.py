@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -27,6 +28,8 @@ class SlotKernel:
         rows: Rows of the batch.
         widths: Output width of each module of the group.
         layouts: The plan's layouts, shared by groups that are alike.
+        together: Whether rows with the same adapter may be multiplied in one product, which reads
+            its factors once, but in which a row's last bits depend on how many they are.
     """
 
     def __init__(
@@ -36,7 +39,10 @@ class SlotKernel:
         rows: int,
         widths: Sequence[int],
         layouts: Layouts,
+        *,
+        together: bool = False,
     ) -> None:
+        self._together = together
         self._shared = SharedInput(len(widths))
         self._slots, self._wanted = slots, wanted
         self._rows, self._widths, self._layouts = rows, tuple(widths), layouts
@@ -64,7 +70,13 @@ class SlotKernel:
         if key not in self._layouts:
             with torch.inference_mode(False), torch.no_grad():
                 self._layouts[key] = Layout(
-                    self._wanted, orders, self._buckets[0].a, self._rows, self._widths, fused
+                    self._wanted,
+                    orders,
+                    self._buckets[0].a,
+                    self._rows,
+                    self._widths,
+                    fused=fused,
+                    together=self._together,
                 )
         return self._layouts[key]
 
@@ -83,6 +95,7 @@ class Layout:
         rows: Rows of the batch.
         widths: Output width of each module.
         fused: Whether one product serves all modules of a group.
+        together: See :class:`SlotKernel`.
     """
 
     def __init__(
@@ -92,7 +105,9 @@ class Layout:
         like: Tensor,
         rows: int,
         widths: Sequence[int],
+        *,
         fused: bool,
+        together: bool,
     ) -> None:
         self.holder: object | None = None
         buckets = list(zip(wanted.entries.items(), orders, strict=True))
@@ -111,17 +126,21 @@ class Layout:
         self._steps = []
         begins = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
         for ((key, _), order), begin, size in zip(buckets, begins, sizes, strict=True):
-            ranks, own = key[0], slice(begin, begin + size)
-            between = like.new_empty(size, 1, sum(ranks))
-            # Several rows of one slot: it is read again for each, from the cache.
-            shared = size if size > len(order) else 0
+            own = slice(begin, begin + size)
+            single = size == len(order)
+            # Several rows of one slot: one product, or one for each row, whose factors come from
+            # the cache then.
+            shape = (1, size) if together and not single else (size, 1)
+            between = like.new_empty(*shape, sum(key[0]))
+            mine = [out[own] for out in outs]
             self._steps.append(
-                (
-                    self._inputs[own].unsqueeze(1),
-                    between,
-                    None if plain else weights[own],
-                    shared,
-                    _second(between, ranks, [out[own] for out in outs], fused and not shared),
+                _Step(
+                    x=self._inputs[own].view(*shape, -1),
+                    between=between,
+                    weights=None if plain else weights[own].view(*shape, 1),
+                    expanded=-1 if single else shape[0],
+                    fused=fused and single,
+                    second=_second(between, key[0], mine, fused and single),
                 )
             )
         self._gathers, self.products = _gathers(entries, rows, outs)
@@ -134,21 +153,33 @@ class Layout:
             buckets: The group's factors.
         """
         torch.index_select(x.to(self._inputs.dtype), 0, self._take, out=self._inputs)
-        steps = zip(self._steps, buckets, strict=True)
-        for (inputs, between, weights, shared, second), bucket in steps:
-            a = bucket.a.expand(shared, -1, -1) if shared else bucket.a
-            torch.bmm(inputs, a, out=between)
-            if weights is not None:
-                between.mul_(weights)
-            if self._fused and not shared and bucket.all_b is not None:
-                left, out = second[0]
+        for step, bucket in zip(self._steps, buckets, strict=True):
+            a = bucket.a if step.expanded < 0 else bucket.a.expand(step.expanded, -1, -1)
+            torch.bmm(step.x, a, out=step.between)
+            if step.weights is not None:
+                step.between.mul_(step.weights)
+            if step.fused and bucket.all_b is not None:
+                left, out = step.second[0]
                 torch.bmm(left, bucket.all_b, out=out)
                 continue
-            for (left, out), b in zip(second, bucket.b, strict=True):
+            for (left, out), b in zip(step.second, bucket.b, strict=True):
                 if b is not None:
-                    torch.bmm(left, b.expand(shared, -1, -1) if shared else b, out=out)
+                    own_b = b if step.expanded < 0 else b.expand(step.expanded, -1, -1)
+                    torch.bmm(left, own_b, out=out)
         for source, rows, target in self._gathers:
             torch.index_select(source, 0, rows, out=target)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Step:
+    """Buffers of one bucket's products."""
+
+    x: Tensor
+    between: Tensor
+    weights: Tensor | None
+    expanded: int
+    fused: bool
+    second: list[tuple[Tensor, Tensor]]
 
 
 def _second(
@@ -162,6 +193,8 @@ def _second(
     spans = [slice(end - rank, end) for end, rank in zip(ends, ranks, strict=True)]
     if len(outs) < len(ranks):
         outs = [outs[0][:, position : position + 1] for position in range(len(ranks))]
+    if between.shape[0] < outs[0].shape[0]:
+        outs = [out.transpose(0, 1) for out in outs]
     return [(between[:, :, span], out) for span, out in zip(spans, outs, strict=True)]
 
 

@@ -22,7 +22,7 @@ Ranks = tuple[int, ...]
 SlotKey = tuple[str, int]
 BucketKey = tuple[Ranks, str]
 
-SHARED_RANK = 64
+SHARED_RANK = 48
 """From how many ranks of copies saved on an adapter of several rows has a slot of its own: a call
 of its own costs about as much as reading so many."""
 
