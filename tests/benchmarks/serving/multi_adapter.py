@@ -1,6 +1,6 @@
 """What adapters cost in a forward pass: our kernels and PEFT's ways, beside the bare base.
 
-    python tests/benchmarks/serving/multi_adapter.py [--quick] [--rounds N] [--threads T] [--no-peft]
+    python tests/benchmarks/serving/multi_adapter.py [--quick] [--rounds N] [--threads T]
 
 A Llama of random weights (hidden 512, 8 layers, intermediate 1376, vocabulary 8192), 16 rows,
 adapters of ranks 4 to 64 on q, k, v and o. Every contender runs once in each round, one after the
