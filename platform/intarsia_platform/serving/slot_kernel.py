@@ -138,7 +138,7 @@ class Layout:
                     x=self._inputs[own].view(*shape, -1),
                     between=between,
                     weights=None if plain else weights[own].view(*shape, 1),
-                    expanded=-1 if single else shape[0],
+                    repeated=-1 if single else shape[0],
                     fused=fused and single,
                     second=_second(between, key[0], mine, fused and single),
                 )
@@ -154,7 +154,7 @@ class Layout:
         """
         torch.index_select(x.to(self._inputs.dtype), 0, self._take, out=self._inputs)
         for step, bucket in zip(self._steps, buckets, strict=True):
-            a = bucket.a if step.expanded < 0 else bucket.a.expand(step.expanded, -1, -1)
+            a, every_b = bucket.repeated(step.repeated)
             torch.bmm(step.x, a, out=step.between)
             if step.weights is not None:
                 step.between.mul_(step.weights)
@@ -162,10 +162,9 @@ class Layout:
                 left, out = step.second[0]
                 torch.bmm(left, bucket.all_b, out=out)
                 continue
-            for (left, out), b in zip(step.second, bucket.b, strict=True):
+            for (left, out), b in zip(step.second, every_b, strict=True):
                 if b is not None:
-                    own_b = b if step.expanded < 0 else b.expand(step.expanded, -1, -1)
-                    torch.bmm(left, own_b, out=out)
+                    torch.bmm(left, b, out=out)
         for source, rows, target in self._gathers:
             torch.index_select(source, 0, rows, out=target)
 
@@ -177,7 +176,7 @@ class _Step:
     x: Tensor
     between: Tensor
     weights: Tensor | None
-    expanded: int
+    repeated: int
     fused: bool
     second: list[tuple[Tensor, Tensor]]
 

@@ -195,6 +195,7 @@ class Bucket:
         else:
             self._shapes += [(like.ranks[name], like.b[name].shape[0]) for name in present]
         self._tensors: list[Tensor] = []
+        self._repeated: dict[int, tuple[Tensor, tuple[Tensor | None, ...]]] = {}
 
     @property
     def size(self) -> int:
@@ -252,7 +253,24 @@ class Bucket:
         for name, place in zip(present, places, strict=True):
             place.copy_(adapter.b[name].T)
 
+    def repeated(self, count: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """The factors of a single slot for several products.
+
+        Args:
+            count: How many, or -1 for the slots as they are.
+
+        Returns:
+            Views of A and of each module's B.
+        """
+        if count < 0:
+            return self.a, self.b
+        if count not in self._repeated:
+            b = (None if one is None else one.expand(count, -1, -1) for one in self.b)
+            self._repeated[count] = self.a.expand(count, -1, -1), tuple(b)
+        return self._repeated[count]
+
     def _look(self) -> None:
+        self._repeated.clear()
         count = len(self.keys)
         a, *rest = (tensor[:count] for tensor in self._tensors)
         self.a = a.transpose(1, 2)

@@ -27,8 +27,10 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from intarsia_client.peft_files import read_encoded, write_adapter
 from intarsia_client.wire import Adapter, LowRankFactors
 from intarsia_platform.serving.bank import AdapterBank
 from intarsia_platform.serving.mixture import Mixture, mixture_of
+from intarsia_platform.serving.plan import FactorCopies
 from intarsia_platform.serving.served_base import ServedBase
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
@@ -64,10 +67,25 @@ class Contender:
     Args:
         prefill: One call with the whole prompt of every row.
         decode: One call with a token of every row.
+        within: What is around the timed calls and not timed.
     """
 
     prefill: Step
     decode: Step
+    within: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+@contextmanager
+def without_hooks(model: Any) -> Iterator[None]:
+    """The served model as if nobody served it: the same weights at the same place in memory."""
+    hooked = [(module, module._forward_hooks) for module in model.modules()]
+    for module, _ in hooked:
+        module._forward_hooks = OrderedDict()
+    try:
+        yield
+    finally:
+        for module, hooks in hooked:
+            module._forward_hooks = hooks
 
 
 def bare_model() -> Any:
@@ -157,8 +175,8 @@ class Inputs:
 def served_contender(
     served: ServedBase, mixtures: Sequence[Mixture], inputs: Inputs, strict: bool
 ) -> Contender:
-    """Ours with one plan."""
-    plan = served.plan(mixtures, strict=strict)
+    """Ours with one plan and copies of its own, as when nothing else is served in between."""
+    plan = replace(served.plan(mixtures, strict=strict), copies=FactorCopies())
 
     def within(call: Callable[[Any], torch.Tensor]) -> Step:
         def step() -> torch.Tensor:
@@ -229,9 +247,10 @@ def compare(
     for _ in range(rounds):
         for name, contender in contenders.items():
             step = getattr(contender, phase)
-            if phase == "decode" or not seen[name]:
-                step()
-            seen[name].append(timed(step, 1 if name == "peft_set_adapter" else times))
+            with contender.within():
+                if phase == "decode" or not seen[name]:
+                    step()
+                seen[name].append(timed(step, 1 if name == "peft_set_adapter" else times))
     base = seen[next(iter(seen))]
     return {
         name: {
@@ -249,35 +268,36 @@ def compare(
 def composition(
     served: ServedBase, mixtures: Sequence[Mixture], inputs: Inputs
 ) -> dict[str, float]:
-    """What a batch costs once: the first step after all copies were dropped, over a later one."""
-    firsts, changed, later = [], [], []
+    """What a change of the batch costs once: the step after it, over the next step."""
+    everything, one_row, megabytes = [], [], 0.0
     for _ in range(3):
         served.release()
-        contender = served_contender(served, mixtures, inputs, strict=True)
-        firsts.append(timed(contender.decode, 1)[0])
-        later.append(timed(contender.decode, 1)[0])
-        # One row leaves and its adapter with it; another joins.
-        swapped = [*mixtures[1:-1], mixtures[-1][:0], mixtures[0]]
-        changed.append(timed(served_contender(served, swapped, inputs, True).decode, 1)[0])
-    usual = statistics.median(later)
+        for changed, seen in ((mixtures, everything), ([*mixtures[1:], mixtures[0][:0]], one_row)):
+            plan = served.plan(changed, strict=True)
+            with served.using(plan) as model:
+                first = timed(lambda model=model: inputs.decode(model), 1)[0]
+                seen.append(first - timed(lambda model=model: inputs.decode(model), 1)[0])
+            megabytes = max(megabytes, served.copied_bytes / 1e6)
+        # Back again: the row that joins brings its adapters.
+        with served.using(served.plan(mixtures, strict=True)) as model:
+            first = timed(lambda model=model: inputs.decode(model), 1)[0]
+            one_row.append(first - timed(lambda model=model: inputs.decode(model), 1)[0])
     return {
-        "whole_batch_cpu_ms": round(1e3 * (statistics.median(firsts) - usual), 2),
-        "one_row_changed_cpu_ms": round(1e3 * (statistics.median(changed) - usual), 2),
-        "copied_megabytes": round(served.copied_bytes / 1e6, 1),
+        "all_rows_new_cpu_ms": round(1e3 * statistics.median(everything), 2),
+        "one_row_left_or_joined_cpu_ms": round(1e3 * statistics.median(one_row), 2),
+        "copied_megabytes": round(megabytes, 1),
     }
 
 
 def loading(base: BaseModel, folders: Sequence[Path]) -> dict[str, float]:
-    """Seconds from files to the bank, the bytes hashed as the registry does when it reads them."""
+    """Seconds from files to the bank; and to read and hash them, which a registry does besides."""
 
-    def read(name: str) -> Any:
-        encoded = read_encoded(Path(name))
-        bytes_digest(encoded.tensors)
-        return encoded
-
+    cpu = time.process_time()
     for folder in folders:
-        read(str(folder))  # into the page cache
-    bank = AdapterBank(base, read)
+        bytes_digest(read_encoded(folder).tensors)
+    hashing = time.process_time() - cpu
+    # Once more, now that the files are in the page cache for both.
+    bank = AdapterBank(base, lambda name: read_encoded(Path(name)))
     cpu, wall = time.process_time(), time.perf_counter()
     with bank.lease(map(str, folders)):
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -285,6 +305,7 @@ def loading(base: BaseModel, folders: Sequence[Path]) -> dict[str, float]:
         "adapters": len(folders),
         "cpu_seconds": round(cpu, 3),
         "wall_seconds": round(wall, 3),
+        "hashing_cpu_seconds": round(hashing, 3),
         "megabytes": round(bank.size / 1e6, 1),
     }
 
@@ -346,8 +367,7 @@ def main() -> None:
 def measured(folder: Path, quick: bool, rounds: int, with_peft: bool) -> dict[str, Any]:
     """Everything that is printed."""
     with torch.inference_mode(False):
-        bare = bare_model()
-        model = copy.deepcopy(bare)
+        model = bare_model()
         folders = write_adapters(folder, 48 if quick else 256)
     base = BaseModel(
         model=model,
@@ -358,7 +378,10 @@ def measured(folder: Path, quick: bool, rounds: int, with_peft: bool) -> dict[st
         directory=folder,
         device=torch.device("cpu"),
     )
-    inputs = Inputs(bare)
+    inputs = Inputs(model)
+    # Copied before hooks are put in.
+    with torch.inference_mode(False):
+        for_peft = copy.deepcopy(model) if with_peft else None
     result: dict[str, Any] = {"rows": ROWS, "prompt": PROMPT, "rounds": rounds}
     result |= {"threads": torch.get_num_threads(), "targets": TARGETS}
     result["loading"] = loading(base, folders)
@@ -373,10 +396,13 @@ def measured(folder: Path, quick: bool, rounds: int, with_peft: bool) -> dict[st
             name: sum(max(one.ranks.values()) for row in rows for one, _ in row) / ROWS
             for name, rows in draws.items()
         }
-        bare_step = Contender(
-            prefill=lambda: inputs.prefill(bare), decode=lambda: inputs.decode(bare)
-        )
-        contenders = {"base": bare_step}
+        contenders = {
+            "base": Contender(
+                prefill=lambda: inputs.prefill(model),
+                decode=lambda: inputs.decode(model),
+                within=lambda: without_hooks(model),
+            )
+        }
         none: list[Mixture] = [()] * ROWS
         contenders["no_adapters"] = served_contender(served, none, inputs, strict=False)
         for name, rows in draws.items():
@@ -384,9 +410,7 @@ def measured(folder: Path, quick: bool, rounds: int, with_peft: bool) -> dict[st
             contenders[f"{name}_strict"] = served_contender(served, rows, inputs, strict=True)
         if with_peft:
             loaded = folders[: ROWS if quick else 64]
-            with torch.inference_mode(False):
-                wrapped = copy.deepcopy(bare)
-            contenders |= peft_contenders(wrapped, loaded, inputs)
+            contenders |= peft_contenders(for_peft, loaded, inputs)
             result["peft_loaded"] = len(loaded)
             result["largest_difference_from_peft"] = check(contenders)
         result["decode"] = compare(contenders, "decode", rounds, 3)
