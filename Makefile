@@ -50,6 +50,8 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/private_step.py
 	$(BIN)/python tests/benchmarks/aggregation/growth.py
 	$(BIN)/python tests/benchmarks/aggregation/run.py
+	$(BIN)/python tests/benchmarks/serving/multi_adapter.py
+	$(BIN)/python tests/benchmarks/serving/generation.py
 	$(BIN)/python tests/benchmarks/demo.py
 
 clean:

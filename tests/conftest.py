@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 from hypothesis import settings
 
 # A busy machine must not fail a property; and a submission is checked on the same examples twice.
 settings.register_profile("intarsia", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("intarsia")
+
+# Test files anywhere below share what lies beside this one.
+sys.path.append(str(Path(__file__).parent))

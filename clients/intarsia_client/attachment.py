@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
@@ -19,7 +20,7 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from intarsia_client.base_model import BaseModel
+from intarsia_client.base_model import BaseModel, head_tensors
 from intarsia_client.errors import InputError
 from intarsia_client.wire import Adapter, FloatArray, LowRankFactors
 
@@ -44,6 +45,32 @@ class _ScaledInside(LoraVariant):  # type: ignore[misc]
         """The base layer's result plus the branch; x is (..., d_in), result (..., d_out)."""
         between = module.lora_A[active_adapter](x) * module.scaling[active_adapter]
         return result.add_(module.lora_B[active_adapter](between))
+
+
+def empty_adapter(base: BaseModel, modules: Mapping[str, tuple[int, int]]) -> Adapter:
+    """What training starts from: every module at rank 0, the head as the base has it.
+
+    Args:
+        base: The base model.
+        modules: From the modules' full names to their shapes (d_out, d_in).
+
+    Returns:
+        An adapter that changes nothing.
+    """
+    return Adapter(
+        base=base.base,
+        task=base.task,
+        modules={
+            name: LowRankFactors(
+                a=np.zeros((0, d_in), dtype=np.float32),
+                b=np.zeros((d_out, 0), dtype=np.float32),
+                scaling=1.0,
+            )
+            for name, (d_out, d_in) in sorted(modules.items())
+        },
+        dense=head_tensors(base),
+        fan_in_fan_out=base.fan_in_fan_out,
+    )
 
 
 @contextlib.contextmanager

@@ -140,14 +140,14 @@ class BaseModelEncoder:
             max_tokens: How much of a text is read; at most what the base takes.
         """
         self._base = base
-        self._max_tokens = min(max_tokens, base.longest_sequence)
+        self.max_tokens = min(max_tokens, base.longest_sequence)
         self.width = int(base.model.config.hidden_size)
         vocabulary = canonical_json(base.tokenizer.get_vocab())
         self.digest = files_digest(
             {
                 "base": base.digest,
                 "vocabulary": bytes_digest(vocabulary),
-                "pooling": f"mean of {self._max_tokens} tokens, length 1",
+                "pooling": f"mean of {self.max_tokens} tokens, length 1",
             }
         )
 
@@ -158,8 +158,8 @@ class BaseModelEncoder:
         """
         if not texts:
             return np.zeros((0, self.width), dtype=np.float32)
-        cut = [_readable(text, self._max_tokens) for text in texts]
-        tokens = self._base.tokenizer(cut, truncation=True, max_length=self._max_tokens)
+        cut = [_readable(text, self.max_tokens) for text in texts]
+        tokens = self._base.tokenizer(cut, truncation=True, max_length=self.max_tokens)
         filled = [ids or [self._base.pad_token_id] for ids in tokens["input_ids"]]
         with self._base.lock:
             return _pooled(filled, self.width, self._base.device, self._hidden)

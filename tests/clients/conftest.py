@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from random_adapters import random_adapter
 
 # Read by huggingface_hub when it is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -181,33 +181,6 @@ def plays() -> list[str]:
         pytest.skip(f"{SHAKESPEARE} is not there")
     speeches = SHAKESPEARE.read_text().split("\n\n")
     return [speech for speech in speeches if len(speech) > 40]
-
-
-def random_adapter(base: Any, rank: int | Callable[[int], int], *, seed: int = 0) -> Any:
-    """An adapter of a base with random factors large enough to matter."""
-    from intarsia_client.base_model import head_tensors, linear_modules
-    from intarsia_client.wire import Adapter, LowRankFactors
-
-    generator = np.random.default_rng(seed)
-    modules = {}
-    for index, (name, (d_out, d_in)) in enumerate(linear_modules(base, "all-linear").items()):
-        size = rank(index) if callable(rank) else rank
-        modules[name] = LowRankFactors(
-            a=generator.normal(0, d_in**-0.5, (size, d_in)).astype(np.float32),
-            b=generator.normal(0, 0.3 * size**-0.5, (d_out, size)).astype(np.float32),
-            scaling=1.5,
-        )
-    dense = {
-        name: (tensor + generator.normal(0, 0.1, tensor.shape)).astype(np.float32)
-        for name, tensor in head_tensors(base).items()
-    }
-    return Adapter(
-        base=base.base,
-        task=base.task,
-        modules=modules,
-        dense=dense,
-        fan_in_fan_out=base.fan_in_fan_out,
-    )
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from intarsia_client.assignment import TrainingParameters
-from intarsia_client.optimization import learning_rate_factor
+import pytest
+import torch
+from intarsia_client.assignment import TrainAssignment, TrainingParameters
+from intarsia_client.optimization import learning_rate_factor, set_rate
 
 
 class TestLearningRateFactor:
@@ -32,3 +34,24 @@ class TestLearningRateFactor:
     def test_warms_up_in_every_round(self):
         found = self.factors("constant", rounds=2, steps=10, warmup=0.3)
         np.testing.assert_allclose(found, ([0.25, 0.5, 0.75] + [1.0] * 7) * 2)
+
+
+class TestRateByRank:
+    def rate(self, rank, **training):
+        parameters = TrainingParameters(learning_rate=0.01, schedule="linear", **training)
+        assignment = TrainAssignment(
+            run="r", round=2, rounds=4, client="c", nonce="n", seed=0, base="b", base_digest="",
+            start_digest="", task="causal-lm", rank=rank, lora_alpha=1.0, target_modules=("q",),
+            training=parameters,
+        )  # fmt: skip
+        optimiser = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+        set_rate(optimiser, assignment, 1, 2)
+        return optimiser.param_groups[0]["lr"]
+
+    def test_is_the_same_for_all_by_default(self):
+        # Three eighths of the way are done.
+        assert self.rate(1) == self.rate(64) == pytest.approx(0.01 * 5 / 8)
+
+    @pytest.mark.parametrize(("rank", "times"), [(1, 4.0), (4, 2.0), (16, 1.0), (64, 0.5)])
+    def test_goes_by_the_root_of_the_rank(self, rank, times):
+        assert self.rate(rank, learning_rate_rank=16) == pytest.approx(0.01 * times * 5 / 8)

@@ -603,6 +603,11 @@ class TestCheckAssignment:
             ({"trained_factors": "b", "shared_factors": "a"}, "trained_factors: b; train A where"),
             ({"start": "fresh", "shared_factors": "a"}, "assignment start: fresh; a client's own"),
             ({"start": "fresh", "training": {"keep_optimizer": True}}, r"train\.keep_optimizer: T"),
+            ({"start": "sampled", "shared_factors": "a"}, "start: sampled; a client's own B"),
+            (
+                {"start": "sampled", "training": {"keep_optimizer": True}},
+                r"train\.keep_optimizer: True; a sampled start trains others",
+            ),
             ({"client": "bay"}, "client"),
             ({"rank": 33}, "rank for"),
             ({"training": {"epochs": 0}}, r"train\.epochs"),

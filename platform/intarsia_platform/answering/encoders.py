@@ -34,7 +34,7 @@ class EncoderShelf:
         self._lock = threading.Lock()
 
     @property
-    def base(self) -> TextEncoder:
+    def base(self) -> BaseModelEncoder:
         """The base's own hidden states."""
         return self._base
 

@@ -17,7 +17,7 @@ from intarsia_platform.access.authorization import Authorizer
 from intarsia_platform.access.judgement import Judge
 from intarsia_platform.access.policy import PolicyStore
 from intarsia_platform.access.refusal import bad_ticket, refused, shown
-from intarsia_platform.access.ticket import Ticket, TicketMint, load_secret
+from intarsia_platform.access.ticket import Ticket, open_mint
 from intarsia_platform.answering.answers import (
     Answered,
     ModelEntry,
@@ -43,9 +43,6 @@ from intarsia_platform.serving.engine import Statistics
 from intarsia_platform.serving.sampling import Sampling
 
 __all__ = ["AnsweringService", "Message", "Prompt", "ServiceSettings", "open_service"]
-
-TICKET_SECRET = "ticket-secret"  # noqa: S105 - a file's name
-"""The file in the home's folder of keys that holds the mint's secret."""
 
 
 class AnsweringService:
@@ -282,6 +279,11 @@ class AnsweringService:
         """
         return self._machine.encoders.encode_all(texts)
 
+    @property
+    def embedded_tokens(self) -> int:
+        """How many tokens of a text :meth:`embed` reads."""
+        return self._machine.encoders.base.max_tokens
+
     def count_tokens(self, prompt: Prompt) -> int:
         """Tokens of a prompt as the model reads it; raises as :meth:`Prompts.tokens`."""
         return len(self._prompts.tokens(prompt))
@@ -336,13 +338,12 @@ def open_service(
         granted = _granted(database, log, principal, purpose) if principal else frozenset()
         groups = Groups(database, store).list()
         chosen = choose_base(groups, base=base, classes=settings.classes, granted=granted)
-        keys = home.path / "keys"
         authorizer = Authorizer(
             database,
-            TicketMint(load_secret(keys / TICKET_SECRET)),
+            open_mint(home),
             lifetime_seconds=settings.ticket_seconds,
         )
-        signing = SigningKey.open(keys)
+        signing = SigningKey.open(home.path / "keys")
         machine = Machine(chosen, database, store, signing, authorizer, settings)
         service = AnsweringService(database, machine, authorizer, log)
         try:

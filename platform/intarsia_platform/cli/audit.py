@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated
 
 import typer
@@ -12,6 +13,8 @@ from intarsia_platform.cli.registry import open_registry
 from intarsia_platform.cli.settings import IntarsiaCommand, command_group, settings_of
 
 app = command_group()
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @app.command(
@@ -87,8 +90,10 @@ def list_command(
 
 
 def _rest(event: dict[str, object]) -> str:
-    return ", ".join(
+    """What an entry says, without what it leaves empty; digests are cut, as everywhere."""
+    words = ", ".join(
         f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for name, value in event.items()
-        if name != "action" and value is not None
+        if name != "action" and value not in (None, "", [])
     )
+    return _DIGEST.sub(lambda found: short_digest(found[0]) or "", words)

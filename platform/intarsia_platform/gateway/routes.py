@@ -31,8 +31,6 @@ from intarsia_platform.gateway.shapes import model_shape
 from intarsia_platform.registry.epoch import read_epoch
 
 EMBEDDED_TEXTS = 64
-EMBEDDED_TOKENS = 256
-"""Tokens of a text that the base's encoder reads; a longer one is refused, not cut."""
 
 
 def openai_routes(gateway: Gateway) -> APIRouter:
@@ -137,7 +135,8 @@ def _embeddings(gateway: Gateway, asker: Asker, body: EmbeddingRequest) -> dict[
     if encoding not in ("float", "base64"):
         raise InputError("encoding_format", shown(encoding), "use float or base64")
     ticket = gateway.authorize(asker)
-    most = min(EMBEDDED_TOKENS, service.base.longest_sequence)
+    # A longer text is refused, not cut.
+    most = service.embedded_tokens
     counts = [service.count_tokens(text) for text in texts]
     for count in counts:
         if count > most:

@@ -27,7 +27,7 @@ from intarsia_client.wire import Adapter, LowRankFactors
 from intarsia_platform.groups.rows import Rights, checked_labels, checked_rights
 from intarsia_platform.groups.signing import SigningKey, sign
 from intarsia_platform.registry.lineage import Relation
-from intarsia_platform.registry.manifest import manifest_of
+from intarsia_platform.registry.manifest import described, manifest_of
 from intarsia_platform.registry.rows import AdapterVersion
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -152,7 +152,7 @@ def admit_adapter(
             f"lineage of {name}", "none", "name the data or the adapters that it was made of"
         )
     rights = combined_rights(rights or Rights(), inherited)
-    known = version or _fresh_version(encoded, adapter, name)
+    known = version or described(adapter, encoded, name=name)
     if known.base_digest not in (None, base.digest):
         raise InputError(f"base of {name}", known.base_digest, f"this base is {base.digest}")
     known = dataclasses.replace(
@@ -279,22 +279,3 @@ def _check_head(adapter: Adapter, base: BaseModel, rules: AdmissionRules) -> Non
         raise InputError("adapter", f"brings {min(found)}", "admit low-rank factors alone")
     if found and found != expected:
         raise InputError("adapter's head", found, f"this base and these classes have {expected}")
-
-
-def _fresh_version(encoded: EncodedAdapter, adapter: Adapter, name: str) -> AdapterVersion:
-    return AdapterVersion(
-        digest=encoded.digest,
-        name=name,
-        base=adapter.base,
-        base_digest=None,
-        task=adapter.task,
-        rank=adapter.rank,
-        size=encoded.size,
-        tensors_digest=bytes_digest(encoded.tensors),
-        configuration_digest=bytes_digest(encoded.configuration),
-        manifest_digest="",
-        run_id=None,
-        round=None,
-        created_at=datetime.now(UTC),
-        labels=(),
-    )

@@ -28,7 +28,7 @@ from intarsia_platform.registry.tables import AdapterTable, ArtefactTable
 _NOTE, _WORK = "note-", "work-"
 _AT_ONCE = 500
 # Artefacts that are blobs of their own; a shard's digest may be that of records at a client's.
-_KEPT_KINDS = ("update", "aggregate", "composition")
+_KEPT_KINDS = ("update", "aggregate")
 
 
 class PendingBlobs:

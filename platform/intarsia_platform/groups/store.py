@@ -10,7 +10,8 @@ from typing import Any
 
 from intarsia_client.errors import InputError, IntegrityError
 from intarsia_client.files import bytes_digest
-from intarsia_client.peft_files import EncodedAdapter
+from intarsia_client.peft_configuration import CONFIGURATION_FILE
+from intarsia_client.peft_files import TENSORS_FILE, EncodedAdapter
 from intarsia_client.records import Record, encode_record
 from intarsia_continual.descriptors.base import Descriptor
 from intarsia_continual.descriptors.catalog import read_descriptor
@@ -23,15 +24,10 @@ from intarsia_platform.registry.access_tables import AdapterRightsTable, GroupTa
 from intarsia_platform.registry.adapters import insert_adapter
 from intarsia_platform.registry.database import Database
 from intarsia_platform.registry.lineage import Lineage, link
+from intarsia_platform.registry.manifest import MANIFEST_FILE
 from intarsia_platform.registry.rows import AdapterVersion
 from intarsia_platform.registry.store import ContentStore
 from intarsia_platform.registry.tables import AdapterTable
-
-_CONFIGURATION, _TENSORS, _MANIFEST = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "intarsia.json",
-)
 
 
 class Groups:
@@ -182,10 +178,10 @@ class Groups:
         configuration, tensors, manifest = row
         shown = json.dumps(json.loads(self._store.get(manifest)), indent=2, sort_keys=True)
         files = {
-            _CONFIGURATION: configuration,
-            _TENSORS: tensors,
+            CONFIGURATION_FILE: configuration,
+            TENSORS_FILE: tensors,
             # As an exported folder shows it, since that is what is signed.
-            _MANIFEST: bytes_digest(shown.encode() + b"\n"),
+            MANIFEST_FILE: bytes_digest(shown.encode() + b"\n"),
         }
         verify_files(files, bundle, key.public)
         encoded = EncodedAdapter(

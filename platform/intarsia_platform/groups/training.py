@@ -10,16 +10,16 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 from intarsia_client.assignment import TrainAssignment, TrainingParameters
-from intarsia_client.base_model import BaseModel, head_tensors, linear_modules
+from intarsia_client.attachment import empty_adapter
+from intarsia_client.base_model import BaseModel, linear_modules
 from intarsia_client.batches import tokenise
 from intarsia_client.errors import InputError
 from intarsia_client.peft_files import adapter_digest
 from intarsia_client.records import Record, records_digest
 from intarsia_client.shards import DataShard
 from intarsia_client.training import LocalTrainer
-from intarsia_client.wire import Adapter, LowRankFactors
+from intarsia_client.wire import Adapter
 from transformers import AutoConfig
 
 from intarsia_platform.groups.rows import GroupSettings
@@ -61,7 +61,8 @@ def train_group(
         FederationError: If the training diverged.
     """
     settings = settled(settings, base)
-    start = _empty_adapter(base, settings)
+    modules = linear_modules(base, settings.target_modules or "all-linear")
+    start = empty_adapter(base, modules)
     assignment = TrainAssignment(
         run=_CLIENT,
         round=1,
@@ -161,27 +162,6 @@ def classes_of(records: Sequence[Record], given: Sequence[str] = ()) -> tuple[st
     if len(set(classes)) < max(2, len(classes)):
         raise InputError("classes", list(classes), "give at least two, each once")
     return classes
-
-
-def _empty_adapter(base: BaseModel, settings: GroupSettings) -> Adapter:
-    """What training starts from: every module at rank 0, the head as the base has it."""
-    modules = {
-        name: LowRankFactors(
-            a=np.zeros((0, d_in), dtype=np.float32),
-            b=np.zeros((d_out, 0), dtype=np.float32),
-            scaling=1.0,
-        )
-        for name, (d_out, d_in) in sorted(
-            linear_modules(base, settings.target_modules or "all-linear").items()
-        )
-    }
-    return Adapter(
-        base=base.base,
-        task=base.task,
-        modules=modules,
-        dense=head_tensors(base),
-        fan_in_fan_out=base.fan_in_fan_out,
-    )
 
 
 @contextmanager

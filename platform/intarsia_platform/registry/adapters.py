@@ -10,7 +10,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from intarsia_client.errors import InputError, IntegrityError
@@ -29,7 +28,12 @@ from intarsia_platform.registry.access_tables import AdapterRightsTable, GroupTa
 from intarsia_platform.registry.database import Database, insert_if_absent
 from intarsia_platform.registry.epoch import bump
 from intarsia_platform.registry.lineage import link, record_artefact
-from intarsia_platform.registry.manifest import MANIFEST_FILE, manifest_of, read_manifest
+from intarsia_platform.registry.manifest import (
+    MANIFEST_FILE,
+    described,
+    manifest_of,
+    read_manifest,
+)
 from intarsia_platform.registry.rows import AdapterVersion, ArtefactKind
 from intarsia_platform.registry.store import ContentStore
 from intarsia_platform.registry.tables import AdapterTable, ArtefactTable, RoundTable, RunTable
@@ -82,21 +86,14 @@ class AdapterRegistry:
             StorageError: If the store cannot be written.
         """
         encoded = encode_adapter(adapter)
-        version = AdapterVersion(
-            digest=encoded.digest,
+        version = described(
+            adapter,
+            encoded,
             name=_checked_name(name),
-            base=adapter.base,
             base_digest=base_digest,
-            task=adapter.task,
-            rank=adapter.rank,
-            size=encoded.size,
-            tensors_digest=bytes_digest(encoded.tensors),
-            configuration_digest=bytes_digest(encoded.configuration),
-            manifest_digest="",
             run_id=run_id,
-            round=round,
-            created_at=datetime.now(UTC),
-            labels=tuple(sorted(set(labels))),
+            round_number=round,
+            labels=labels,
         )
         manifest = canonical_json(manifest_of(version))
         version = dataclasses.replace(version, manifest_digest=bytes_digest(manifest))

@@ -4,16 +4,62 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from intarsia_client.errors import InputError
+from intarsia_client.files import bytes_digest
+from intarsia_client.peft_files import EncodedAdapter
+from intarsia_client.wire import Adapter
 
 from intarsia_platform.registry.rows import AdapterVersion
 
 MANIFEST_FILE = "intarsia.json"
 MAX_MANIFEST_BYTES = 1 << 20
+
+
+def described(
+    adapter: Adapter,
+    encoded: EncodedAdapter,
+    *,
+    name: str,
+    base_digest: str | None = None,
+    run_id: str | None = None,
+    round_number: int | None = None,
+    labels: Iterable[str] = (),
+) -> AdapterVersion:
+    """An adapter's version before its manifest is written.
+
+    Args:
+        adapter: The adapter.
+        encoded: Its two files.
+        name: What people shall call it.
+        base_digest: Digest of the base model's weights, where it is known.
+        run_id: The run it came from.
+        round_number: The round it came from.
+        labels: Words that access policies speak of.
+
+    Returns:
+        The version, its manifest's digest empty.
+    """
+    return AdapterVersion(
+        digest=encoded.digest,
+        name=name,
+        base=adapter.base,
+        base_digest=base_digest,
+        task=adapter.task,
+        rank=adapter.rank,
+        size=encoded.size,
+        tensors_digest=bytes_digest(encoded.tensors),
+        configuration_digest=bytes_digest(encoded.configuration),
+        manifest_digest="",
+        run_id=run_id,
+        round=round_number,
+        created_at=datetime.now(UTC),
+        labels=tuple(sorted(set(labels))),
+    )
 
 
 def manifest_of(version: AdapterVersion) -> dict[str, Any]:

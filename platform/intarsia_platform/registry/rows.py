@@ -10,9 +10,7 @@ from typing import Any, Literal, get_args
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
 RoundState = Literal["planned", "sent", "collecting", "aggregating", "published"]
 ParticipationStatus = Literal["planned", "accepted", "refused", "sat-out", "failed", "late"]
-ArtefactKind = Literal[
-    "shard", "update", "aggregate", "version", "base", "imported", "descriptor", "composition"
-]
+ArtefactKind = Literal["shard", "update", "aggregate", "version", "base", "imported", "descriptor"]
 
 RUN_STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
 ROUND_STATES: tuple[RoundState, ...] = get_args(RoundState)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Protocol
 
@@ -40,19 +39,6 @@ class Weighted(Protocol):
     @property
     def weight(self) -> float:
         """Its weight."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChosenAdapter:
-    """One adapter of a mixture.
-
-    Args:
-        digest: The adapter.
-        weight: Its weight.
-    """
-
-    digest: str
-    weight: float = 1.0
 
 
 def check_grants(ticket: Ticket, choices: Sequence[Weighted]) -> tuple[tuple[str, float], ...]:

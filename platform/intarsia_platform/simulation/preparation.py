@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from intarsia_aggregators.catalog import find_method
 from intarsia_aggregators.robust.base import RobustSettings
-from intarsia_client.base_model import BaseModel, head_tensors, linear_modules, load_base
+from intarsia_client.attachment import empty_adapter
+from intarsia_client.base_model import BaseModel, linear_modules, load_base
 from intarsia_client.errors import InputError
 from intarsia_client.peft_files import EncodedAdapter, encode_adapter
 from intarsia_client.privacy import planned_spend
 from intarsia_client.records import Record, read_records
 from intarsia_client.shards import ShardReference, write_shards
-from intarsia_client.wire import Adapter, LowRankFactors
 
 from intarsia_platform.configuration import SimulationConfiguration
 from intarsia_platform.federation.client_contexts import VirtualClients
@@ -203,23 +203,7 @@ def initial_adapter(plan: FederationPlan, base: BaseModel) -> EncodedAdapter:
     Returns:
         The encoded adapter.
     """
-    modules = {
-        name: LowRankFactors(
-            a=np.zeros((0, d_in), dtype=np.float32),
-            b=np.zeros((d_out, 0), dtype=np.float32),
-            scaling=1.0,
-        )
-        for name, (d_out, d_in) in sorted(plan.target_modules.items())
-    }
-    return encode_adapter(
-        Adapter(
-            base=plan.base,
-            task=plan.task,
-            modules=modules,
-            dense=head_tensors(base),
-            fan_in_fan_out=base.fan_in_fan_out,
-        )
-    )
+    return encode_adapter(empty_adapter(base, plan.target_modules))
 
 
 def virtual_clients(plan: FederationPlan, data: PreparedData) -> VirtualClients:

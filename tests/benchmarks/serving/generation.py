@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from intarsia_client.base_model import BaseModel, linear_modules, load_base
 from intarsia_client.wire import Adapter, LowRankFactors
+from intarsia_continual.retrieval import Choice
 from intarsia_platform.access.authorization import Authorizer
 from intarsia_platform.access.policy import PolicyStore
 from intarsia_platform.access.ticket import TicketMint
@@ -36,7 +37,6 @@ from intarsia_platform.registry.database import open_database
 from intarsia_platform.registry.store import ContentStore
 from intarsia_platform.serving.bank import AdapterBank
 from intarsia_platform.serving.engine import Engine, Request
-from intarsia_platform.serving.grants import ChosenAdapter
 from intarsia_platform.serving.sampling import Sampling
 from intarsia_platform.serving.served_base import ServedBase
 from tokenizers import Tokenizer, models
@@ -147,7 +147,7 @@ def engine_way(
             Request(
                 ticket=authorizer.authorize(f"u{row}"),
                 prompt=prompt,
-                choices=[ChosenAdapter(digest=digests[row])] if digests else [],
+                choices=[Choice(digest=digests[row], weight=1.0)] if digests else [],
                 sampling=Sampling(max_tokens=count),
             )
         )

@@ -50,10 +50,12 @@ def test_a_stream_that_is_left_frees_its_slot(small: Any, until: Any):
 
 
 def test_the_official_client_can_leave_a_stream(small: Any, until: Any):
+    before = small.service.statistics.tokens
     stream = small.openai("ana").completions.create(**LONG, stream=True)
     next(iter(stream))
     stream.close()
     until(lambda: idle(small))
+    assert small.service.statistics.tokens - before < 1000
 
 
 def test_a_whole_answer_that_nobody_waits_for_is_not_finished(small: Any, until: Any):
@@ -124,6 +126,8 @@ def test_a_client_that_does_not_read_holds_nothing_for_long(in_thread: Any, unti
             )
             until(lambda: served.service.statistics.running == 1)
             until(lambda: idle(served))
+        # The answer was ended, it did not come to its end.
+        assert served.service.statistics.tokens < LONG["max_tokens"]
 
 
 def test_a_server_that_must_end_tells_whom_it_still_answers(in_thread: Any, until: Any):

@@ -104,6 +104,30 @@ def test_a_database_of_the_first_schema_keeps_its_rows(tmp_path: Path) -> None:
             connection.exec_driver_sql("DELETE FROM artefacts WHERE digest = 'sha256:1'")
 
 
+def test_migrations_lead_back_and_forth(tmp_path: Path) -> None:
+    settings = Config()
+    settings.set_main_option("script_location", str(MIGRATIONS))
+    settings.set_main_option("path_separator", "os")
+    engine = create_engine(sqlite_url(tmp_path))
+    names = []
+    for step, revision in (
+        (command.upgrade, "0001"),
+        (command.upgrade, "0002"),
+        (command.downgrade, "0001"),
+        (command.upgrade, "0002"),
+        (command.downgrade, "base"),
+    ):
+        with engine.begin() as connection:
+            settings.attributes["connection"] = connection
+            step(settings, revision)
+            names.append(set(inspect(connection).get_table_names()))
+    engine.dispose()
+    assert names[0] == names[2] and names[1] == names[3] and names[4] == {"alembic_version"}
+    assert names[1] - names[0] == {
+        "access_state", "adapter_rights", "api_keys", "audit_entries", "groups", "policies"
+    }  # fmt: skip
+
+
 def test_the_named_head_is_the_newest_migration() -> None:
     settings = Config()
     settings.set_main_option("script_location", str(MIGRATIONS))

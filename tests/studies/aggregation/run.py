@@ -230,7 +230,9 @@ def main() -> int:
     parser.add_argument("--home", type=Path, default=Path(".intarsia/studies/aggregation"))
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--configuration", type=Path, default=HERE / "study.toml")
-    parser.add_argument("--reduced", action="store_true", help="a part of it, in 15 minutes")
+    parser.add_argument(
+        "--reduced", action="store_true", help="one federation, two seeds, no variants"
+    )
     parser.add_argument("--report", action="store_true", help="only write tables and plots")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--take", type=Path, help="a file of finished cells to go on from")

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from intarsia_client.base_model import BaseModel, head_tensors, linear_modules, load_base
+from intarsia_client.base_model import BaseModel, load_base
 from intarsia_client.peft_files import EncodedAdapter, encode_adapter, write_adapter
-from intarsia_client.wire import Adapter, LowRankFactors
+from intarsia_client.wire import Adapter
 from intarsia_platform.serving.bank import AdapterBank
 from intarsia_platform.serving.mixture import mixture_of
+from random_adapters import random_adapter
 from torch import nn
 from transformers import (
     BertConfig,
@@ -98,33 +98,6 @@ def stories() -> BaseModel:
         pytest.skip(f"{STORIES} is not there")
     torch.set_num_threads(1)
     return load_base(str(STORIES), task="causal-lm")
-
-
-def random_adapter(
-    base: BaseModel, rank: int | Callable[[int], int], *, seed: int = 0, scaling: float = 1.5
-) -> Adapter:
-    """Random factors large enough to matter; a rank of 0 leaves the module out."""
-    generator = np.random.default_rng(seed)
-    modules = {}
-    for index, (name, (d_out, d_in)) in enumerate(linear_modules(base, "all-linear").items()):
-        size = rank(index) if callable(rank) else rank
-        if size:
-            modules[name] = LowRankFactors(
-                a=generator.normal(0, d_in**-0.5, (size, d_in)).astype(np.float32),
-                b=generator.normal(0, 0.3 * size**-0.5, (d_out, size)).astype(np.float32),
-                scaling=scaling,
-            )
-    dense = {
-        name: (tensor + generator.normal(0, 0.1, tensor.shape)).astype(np.float32)
-        for name, tensor in head_tensors(base).items()
-    }
-    return Adapter(
-        base=base.base,
-        task=base.task,
-        modules=modules,
-        dense=dense,
-        fan_in_fan_out=base.fan_in_fan_out,
-    )
 
 
 def uneven(seed: int) -> Callable[[int], int]:

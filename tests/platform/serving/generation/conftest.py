@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from random_adapters import random_adapter
 
 # Read by huggingface_hub when it is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -132,33 +132,6 @@ def load(folders: dict[str, str]) -> Callable[[str], Any]:
     return base
 
 
-def make_adapter(base: Any, rank: int, seed: int, scale: float = 0.3) -> Any:
-    """An adapter of a base with random factors large enough to matter."""
-    from intarsia_client.base_model import head_tensors, linear_modules
-    from intarsia_client.wire import Adapter, LowRankFactors
-
-    generator = np.random.default_rng(seed)
-    modules = {
-        name: LowRankFactors(
-            a=generator.normal(0, d_in**-0.5, (rank, d_in)).astype(np.float32),
-            b=generator.normal(0, scale * rank**-0.5, (d_out, rank)).astype(np.float32),
-            scaling=1.5,
-        )
-        for name, (d_out, d_in) in linear_modules(base, "all-linear").items()
-    }
-    dense = {
-        name: (tensor + generator.normal(0, 0.1, tensor.shape)).astype(np.float32)
-        for name, tensor in head_tensors(base).items()
-    }
-    return Adapter(
-        base=base.base,
-        task=base.task,
-        modules=modules,
-        dense=dense,
-        fan_in_fan_out=base.fan_in_fan_out,
-    )
-
-
 @dataclass(kw_only=True, eq=False)
 class World:
     """One base, a registry, an authoriser and a bank; engines on request."""
@@ -177,7 +150,7 @@ class World:
 
     def add(self, name: str, *labels: str, rank: int = 4, scale: float = 0.3) -> str:
         """Register an adapter; its numbers depend on its name alone."""
-        adapter = make_adapter(self.base, rank, sum(name.encode()), scale)
+        adapter = random_adapter(self.base, rank, seed=sum(name.encode()), size=scale)
         version = self.registry.prepare(
             adapter, name=name, base_digest=self.base.digest, labels=labels
         )
@@ -229,12 +202,10 @@ class World:
 
     def choices(self, *names: str | tuple[str, float]) -> tuple[Any, ...]:
         """Adapters by name, each with a weight or 1."""
-        from intarsia_platform.serving.grants import ChosenAdapter
+        from intarsia_continual.retrieval import Choice
 
         pairs = [(one, 1.0) if isinstance(one, str) else one for one in names]
-        return tuple(
-            ChosenAdapter(digest=self.digests[name], weight=weight) for name, weight in pairs
-        )
+        return tuple(Choice(digest=self.digests[name], weight=weight) for name, weight in pairs)
 
     def request(
         self,

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 from intarsia_client.errors import AccessError, InputError
+from intarsia_continual.retrieval import Choice
 from intarsia_platform.access.ticket import GrantedAdapter, Ticket, TicketMint
-from intarsia_platform.serving.grants import ChosenAdapter, Watch, check_grants
+from intarsia_platform.serving.grants import Watch, check_grants
 
 
 def _ticket(**more: object) -> Ticket:
@@ -17,8 +18,8 @@ def _ticket(**more: object) -> Ticket:
     )
 
 
-def _chosen(*names: str, weight: float = 1.0) -> list[ChosenAdapter]:
-    return [ChosenAdapter(digest=f"sha256:{name}", weight=weight) for name in names]
+def _chosen(*names: str, weight: float = 1.0) -> list[Choice]:
+    return [Choice(digest=f"sha256:{name}", weight=weight) for name in names]
 
 
 def test_what_is_granted_comes_in_order() -> None:

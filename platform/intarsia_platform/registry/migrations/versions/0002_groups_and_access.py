@@ -11,11 +11,11 @@ branch_labels = None
 depends_on = None
 
 _KINDS_BEFORE = ("shard", "update", "aggregate", "version", "base", "imported")
-_KINDS = (*_KINDS_BEFORE, "descriptor", "composition")
+_KINDS = (*_KINDS_BEFORE, "descriptor")
 
 
 def upgrade() -> None:
-    """Create the new tables and let artefacts be descriptors and compositions."""
+    """Create the new tables and let artefacts be descriptors."""
     _allow_kinds(_KINDS)
     op.create_table(
         "adapter_rights",
