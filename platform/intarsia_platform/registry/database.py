@@ -149,8 +149,10 @@ def insert_if_absent(connection: Connection, table: type[Table], row: Row) -> bo
     Returns:
         Whether it was inserted.
     """
+    # PostgreSQL's driver counts no rows of a statement that may return some; what comes back tells.
     statement = _insert(connection)(table).values(row).on_conflict_do_nothing()
-    return connection.execute(statement).rowcount == 1
+    returned = connection.execute(statement.returning(*inspect(table).primary_key))
+    return returned.first() is not None
 
 
 def insert_all_if_absent(connection: Connection, table: type[Table], rows: Sequence[Row]) -> None:
@@ -211,6 +213,8 @@ def _engine(url: str, busy_seconds: float) -> Engine:
         if kind == "sqlite":
             return _sqlite_engine(parsed, busy_seconds)
         if kind == "postgresql":
+            if parsed.drivername == "postgresql":
+                parsed = parsed.set(drivername="postgresql+psycopg")
             return create_engine(parsed, pool_pre_ping=True)
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         raise InputError("database driver", error, "install it beside Intarsia") from None

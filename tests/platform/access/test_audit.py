@@ -7,7 +7,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from intarsia_client.errors import InputError, IntegrityError
+from intarsia_client.errors import InputError, IntegrityError, StorageError
 from intarsia_platform.access import audit
 from intarsia_platform.access.audit import BEGINNING, AuditLog, append_entry
 from intarsia_platform.registry.access_tables import AuditTable
@@ -27,6 +27,11 @@ with open_database(sys.argv[1]) as database:
     for number in range(12):
         log.append({"action": "ask", "actor": sys.argv[2], "number": number})
 """
+
+
+@pytest.fixture
+def database(any_database):
+    return any_database
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +181,13 @@ def test_what_cannot_be_read_is_found_too(database, column, value):
     log = AuditLog(database)
     for _ in range(3):
         log.append({"action": "ask"})
+    statement = text(f"UPDATE audit_entries SET {column} = :value WHERE sequence = 2")  # noqa: S608
+    if (column, database.engine.dialect.name) == ("sequence", "postgresql"):
+        # Its columns take nothing of another type.
+        with pytest.raises(StorageError), database.begin() as connection:
+            connection.execute(statement, {"value": value})
+        return
     with database.begin() as connection:
-        statement = text(f"UPDATE audit_entries SET {column} = :value WHERE sequence = 2")  # noqa: S608
         connection.execute(statement, {"value": value})
     assert "entry 2:" in first_bad(database)
 
@@ -204,9 +214,10 @@ def test_a_long_log_is_read_in_pages(database, monkeypatch):
 
 
 def test_two_processes_write_one_chain(database):
+    url = database.engine.url.render_as_string(hide_password=False)
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, f"sqlite:///{database.name}", name],
+            [sys.executable, "-c", PROGRAM, url, name],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for name in ("one", "two")

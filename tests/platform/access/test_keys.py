@@ -17,6 +17,11 @@ DAY = timedelta(days=1)
 names = st.text(min_size=1, max_size=30).filter(str.isprintable)
 
 
+@pytest.fixture
+def database(any_database):
+    return any_database
+
+
 class Clock:
     now = NOW
 

@@ -11,6 +11,11 @@ from sqlalchemy import update
 OTHER = "forbid(principal, action, resource);"
 
 
+@pytest.fixture
+def database(any_database):
+    return any_database
+
+
 def epoch(database) -> int:
     with database.read() as connection:
         return read_epoch(connection)

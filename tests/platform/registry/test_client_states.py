@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 
 import pytest
@@ -72,16 +71,6 @@ def test_runs_are_apart(database: Database) -> None:
 def test_nothing_to_save_is_fine(database: Database, states: ClientStates) -> None:
     states.save_many([])
     assert rows(database) == 0
-
-
-def test_a_thousand_are_saved_quickly(states: ClientStates) -> None:
-    seconds = []
-    for number in range(1, 6):
-        batch = [(node, number, b"s" * 200) for node in range(1000)]
-        begin = time.perf_counter()
-        states.save_many(batch)
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 0.3
 
 
 def test_memory_does_not_grow_with_the_number_of_states(states: ClientStates) -> None:

@@ -21,6 +21,7 @@ from intarsia_platform.registry import access_tables  # noqa: F401 - completes t
 from intarsia_platform.registry import database as database_room
 from intarsia_platform.registry.database import Database, insert_if_absent, open_database
 from intarsia_platform.registry.tables import HEAD_REVISION, PrivacySpendTable, RunTable, Table
+from postgresql_server import missing
 from sqlalchemy import create_engine, func, insert, inspect, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
@@ -55,8 +56,8 @@ def test_migrations_lead_to_the_schema(database: Database) -> None:
 
 
 def test_the_contract_also_runs_on_postgresql(request: pytest.FixtureRequest) -> None:
-    if "INTARSIA_TEST_POSTGRESQL_URL" not in os.environ:
-        pytest.skip("INTARSIA_TEST_POSTGRESQL_URL is not set: the contract ran on SQLite only")
+    if absent := missing():
+        pytest.skip(f"{absent}: the contract ran on SQLite only")
     collected = {item.name for item in request.session.items}
     assert any("[postgresql]" in name for name in collected)
 

@@ -40,7 +40,7 @@ def test_it_rises_with_its_transaction_or_not_at_all(database):
 
 
 def test_two_processes_never_raise_it_to_the_same_number(database):
-    url = f"sqlite:///{database.name}"
+    url = database.engine.url.render_as_string(hide_password=False)
     started = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, url],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,13 @@ def keep_results(home: Path, archive: Path) -> int:
     return len(lines)
 
 
-def take_results(archive: Path, home: Path) -> int:
+def take_results(archive: Path, home: Path, *, only: Collection[str] | None = None) -> int:
     """Put an archive's cells into a home; those that are there already stay.
 
     Args:
         archive: A file of :func:`keep_results`.
         home: The study's home.
+        only: The keys of those to put there, None for all.
 
     Returns:
         How many cells were put there.
@@ -65,8 +66,9 @@ def take_results(archive: Path, home: Path) -> int:
     taken = 0
     for line in archive.read_text().splitlines():
         told = json.loads(line)
-        path = home / "cells" / f"{told.pop('key')}.json"
-        if not path.exists():
+        key = told.pop("key")
+        path = home / "cells" / f"{key}.json"
+        if not path.exists() and (only is None or key in only):
             write_bytes(path, canonical_json(told) + b"\n")
             taken += 1
     return taken

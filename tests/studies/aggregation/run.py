@@ -33,6 +33,7 @@ from study import (
 from texts import base_path, read_texts
 
 HERE = Path(__file__).parent
+FINISHED = HERE / "finished.jsonl"
 
 
 class Workers:
@@ -231,7 +232,9 @@ def main() -> int:
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--configuration", type=Path, default=HERE / "study.toml")
     parser.add_argument(
-        "--reduced", action="store_true", help="one federation, two seeds, no variants"
+        "--reduced",
+        action="store_true",
+        help="one federation and split, two seeds, no variants, learning rates of finished cells",
     )
     parser.add_argument("--report", action="store_true", help="only write tables and plots")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
@@ -245,6 +248,9 @@ def main() -> int:
     if options.take:
         _say(f"{take_results(options.take, options.home)} cells taken from {options.take}")
     study = read_study(options.configuration, reduced=options.reduced)
+    if options.reduced:
+        tuned = {cell.key for cell in study.tuning_cells()}
+        _say(f"{take_results(FINISHED, options.home, only=tuned)} learning rates' cells taken")
     failed = [] if options.report else run(study, options)
     from report import write_report
 

@@ -356,12 +356,12 @@ def read_study(path: Path, *, reduced: bool) -> Study:
     told = tomllib.loads(path.read_text())
     federations = tuple(Federation(**_with_tuples(one)) for one in told["federations"])
     tuning = told["tuning"]
-    seeds = told["seeds"]
+    seeds, partitions = told["seeds"], told["partitions"]
     tuned_on = next(
         one for one in federations if (one.clients, one.fraction) == (tuning["clients"], 1.0)
     )
     if reduced:
-        seeds = told["reduced"]["seeds"]
+        seeds, partitions = told["reduced"]["seeds"], told["reduced"]["partitions"]
         federations = tuple(one for one in federations if one.clients in told["reduced"]["clients"])
     variants = [] if reduced else [Row(**one) for one in told["variants"]]
     methods = [Row(name=entry.name, method=entry.name) for entry in CATALOG]
@@ -370,7 +370,7 @@ def read_study(path: Path, *, reduced: bool) -> Study:
             Dataset(name=name, **_with_tuples(one)) for name, one in told["datasets"].items()
         ),
         federations=federations,
-        partitions=tuple(told["partitions"]),
+        partitions=tuple(partitions),
         seeds=tuple(seeds),
         rows=(*methods, *variants),
         tuning_seed=tuning["seed"],

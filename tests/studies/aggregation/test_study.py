@@ -182,6 +182,16 @@ def test_finished_cells_travel_in_one_file(tmp_path: Path) -> None:
     write_bytes(cell_file(tmp_path / "two", cells[0]), b'{"result": {"loss": 7.0}}')
     assert take_results(archive, tmp_path / "two") == 0
     assert read_results(tmp_path / "two")[cells[0].key] == {"loss": 7.0}
+    assert take_results(archive, tmp_path / "three", only={cells[1].key}) == 1
+    assert set(read_results(tmp_path / "three")) == {cells[1].key}
+
+
+def test_the_reduced_study_finds_all_its_learning_rates_among_the_finished_cells(
+    tmp_path: Path,
+) -> None:
+    take_results(HERE / "finished.jsonl", tmp_path)
+    rates = best_rates(REDUCED, read_results(tmp_path))
+    assert set(rates) == {(cell.dataset.name, cell.row) for cell in REDUCED.tuning_cells()}
 
 
 def test_a_standard_error_needs_two_values() -> None:
