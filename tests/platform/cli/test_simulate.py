@@ -36,6 +36,7 @@ own_adapters = false
 mlflow = false
 [engine]
 grid = "inprocess"
+threads = 1
 """
 
 needs_base = pytest.mark.skipif(not BASE.exists(), reason=f"{BASE} is not here")
