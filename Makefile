@@ -24,7 +24,7 @@ $(STAMP): constraints.txt requirements-dev.txt $(PROJECTS)
 	# torch first and alone: an index may hold a CPU build of exactly this version.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e "clients[train,parquet]" -e aggregators -e continual -e platform -r requirements-dev.txt
+		-e "clients[train,parquet]" -e aggregators -e continual -e "platform[replicas,postgresql]" -r requirements-dev.txt
 	touch $(STAMP)
 
 setup: $(STAMP)

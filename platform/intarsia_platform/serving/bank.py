@@ -6,9 +6,10 @@ request wants one.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -19,8 +20,11 @@ from intarsia_client.peft_files import EncodedAdapter
 from intarsia_platform.access.refusal import refused
 from intarsia_platform.serving.banked_adapter import MAX_RANK, BankedAdapter, decode_for
 from intarsia_platform.serving.linear_sites import base_shapes
+from intarsia_platform.serving.requests import EngineBusy
 
 CAPACITY_BYTES = 4 << 30
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class AdapterLease:
@@ -129,8 +133,10 @@ class AdapterBank:
 
         Raises:
             AccessError: If one was dropped, in the words for unknown ones.
-            InputError: If one does not fit the base, is not finite, or all that are leased do not
-                fit into the bank.
+            EngineBusy: If they have no room beside those in other leases; the same words always,
+                since how much others hold is not the caller's to know. The log has the figures.
+            InputError: If one does not fit the base, is not finite, or they would not fit into
+                the bank alone.
             IntegrityError: If one's files are damaged.
         """
         wanted = list(digests)
@@ -138,7 +144,7 @@ class AdapterBank:
         try:
             for digest in wanted:
                 held.append(self._hold(digest))
-            adapters = tuple(self._loaded(entry) for entry in held)
+            adapters = tuple(self._loaded(entry, held) for entry in held)
         except BaseException:
             self._release(held)
             raise
@@ -176,7 +182,7 @@ class AdapterBank:
             entry.leases += 1
             return entry
 
-    def _loaded(self, entry: _Entry) -> BankedAdapter:
+    def _loaded(self, entry: _Entry, held: Sequence[_Entry]) -> BankedAdapter:
         # One thread reads; others that want the same adapter wait, all others go on.
         with entry.loading:
             if entry.adapter is None:
@@ -184,12 +190,20 @@ class AdapterBank:
                 with self._lock:
                     if entry.digest in self._dropped:
                         raise refused("adapter", entry.digest)
-                    self._make_room(adapter.size)
+                    self._make_room(adapter.size, held)
                     entry.adapter = adapter
                     self._held += adapter.size
             return entry.adapter
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int, held: Sequence[_Entry]) -> None:
+        """Make room for one more adapter of a lease that has some already."""
+        own = {entry.digest: entry.adapter.size for entry in held if entry.adapter is not None}
+        if sum(own.values()) + size > self._capacity:
+            raise InputError(
+                "adapters of this request",
+                "do not fit into memory together",
+                "name fewer, or ask the steward to raise the bank's capacity",
+            )
         free = [entry for entry in self._entries.values() if not entry.leases]
         for entry in free:
             if self._held + size <= self._capacity:
@@ -197,11 +211,13 @@ class AdapterBank:
             del self._entries[entry.digest]
             self._purge(entry)
         if self._held + size > self._capacity:
-            raise InputError(
-                "adapters in use",
-                f"{self._held + size} bytes, of {self._capacity}",
-                "raise the bank's capacity, or let fewer requests run at once",
+            _LOGGER.warning(
+                "the bank is full: %d bytes leased, %d wanted, %d allowed",
+                self._held,
+                size,
+                self._capacity,
             )
+            raise EngineBusy("adapters", "have no room now", "try again in a moment")
 
     def _release(self, held: list[_Entry]) -> None:
         with self._lock:

@@ -1,7 +1,8 @@
 """Keys and values of the running rows: one slot a row, in tensors that are made once.
 
 Rows of unequal length lie side by side. Each writes at its own position, sees its own past through
-an explicit mask, and leaves a slot full of zeros behind. Nothing of a slot is ever copied.
+an explicit mask, and leaves a slot full of zeros behind. Nothing of a slot is copied but whole
+pieces of prompts, for :mod:`intarsia_platform.serving.prefix_cache`.
 """
 
 from __future__ import annotations
@@ -120,8 +121,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     @property
     def size(self) -> int:
         """Bytes of the tensors."""
-        tensors = [one for layer in self.layers for one in (layer.keys, layer.values)]
-        return sum(one.numel() * one.element_size() for one in tensors if one is not None)
+        return sum(one.numel() * one.element_size() for one in self._stores())
 
     def zeros(self, like: Tensor) -> Tensor:
         """A layer's tensor, for keys or values of shape (rows, heads, tokens, width)."""
@@ -160,6 +160,43 @@ class SlotCache(Cache):  # type: ignore[misc]
     def length(self, slot: int) -> int:
         """Positions that a taken slot holds."""
         return self._lengths[slot]
+
+    def bytes_of(self, positions: int) -> int:
+        """Bytes that some positions of one slot take."""
+        return self.size // (self.slots * self.capacity) * positions
+
+    def copy_out(self, slot: int, begin: int, end: int) -> tuple[Tensor, ...]:
+        """Copies of what a taken slot holds at some positions.
+
+        Args:
+            slot: The slot.
+            begin: The first position.
+            end: The one after the last, at most the slot's length.
+
+        Returns:
+            Keys and values of each layer, shape (heads, positions, width).
+        """
+        # Ordinary tensors, which may be written to in and outside inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            return tuple(store[slot, :, begin:end].clone() for store in self._stores())
+
+    def copy_in(self, slot: int, parts: Sequence[Tensor]) -> None:
+        """Go on with a taken slot by copies of the same positions of another.
+
+        Args:
+            slot: The slot; what is copied must be what :meth:`copy_out` gave from its length on.
+            parts: What it gave.
+
+        Raises:
+            InputError: If they do not fit.
+        """
+        begin = self._lengths[slot]
+        end = begin + parts[0].shape[1]
+        self._reserve(slot, end)
+        with torch.no_grad():
+            for store, part in zip(self._stores(), parts, strict=True):
+                store[slot, :, begin:end] = part
+        self._lengths[slot] = end
 
     def begin_prompt(self, slot: int, tokens: int) -> CacheStep:
         """Prepare a call with several tokens of one row.
@@ -225,7 +262,9 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._written[slot] = max(self._written[slot], length)
 
     def _wipe(self, slot: int, length: int) -> None:
-        for layer in self.layers:
-            if layer.is_initialized:
-                layer.keys[slot, :, :length].zero_()
-                layer.values[slot, :, :length].zero_()
+        for store in self._stores():
+            store[slot, :, :length].zero_()
+
+    def _stores(self) -> list[Tensor]:
+        made = (layer for layer in self.layers if layer.is_initialized)
+        return [store for layer in made for store in (layer.keys, layer.values)]

@@ -6,12 +6,14 @@ length and settings. Access control is asked before every call of the model.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -23,6 +25,7 @@ from intarsia_platform.serving.grants import Admission, Watch, check_grants
 from intarsia_platform.serving.invariance import agreeing_shapes
 from intarsia_platform.serving.mixture import mixture_of
 from intarsia_platform.serving.pieces import StopTexts, TextPieces
+from intarsia_platform.serving.prefix_cache import PREFIX_BYTES, PrefixCache
 from intarsia_platform.serving.requests import EngineBusy, Request, Statistics
 from intarsia_platform.serving.rows import Row, end_tokens, first_tokens
 from intarsia_platform.serving.runner import Runner, Shapes
@@ -34,6 +37,7 @@ __all__ = ["Engine", "EngineBusy", "Request", "Statistics"]
 
 _LONGEST_ROW = 2048
 _PROMPT_TOKENS_A_STEP = 512
+_IDLE_SECONDS = 1.0
 
 
 class Engine:
@@ -42,8 +46,8 @@ class Engine:
     Formal guarantee: in strict mode a request's tokens are a function of the base, the adapters
     that it chose and their weights, its prompt, its sampling and this machine; requests beside it,
     and adapters that it did not choose, change no bit of the numbers that its tokens are chosen
-    from. It holds for the shapes that were measured when the engine was made, with the number of
-    threads that PyTorch had then. Every stream ends.
+    from; nor does what is kept of earlier prompts. It holds for the shapes that were measured when
+    the engine was made, with the number of threads that PyTorch had then. Every stream ends.
 
     Args:
         served: The base model with its seams.
@@ -54,6 +58,8 @@ class Engine:
             2,048.
         max_waiting: Requests that may wait for a slot.
         strict: Whether no product of another row's adapter is ever computed for a row.
+        prefix_bytes: Most memory for keys and values of prompts' beginnings, which are kept for
+            the principal that asked; 0 keeps none.
         shapes: What :func:`agreeing_shapes` measured here before; measured now where None.
         clock: Seconds since 1970.
 
@@ -72,6 +78,7 @@ class Engine:
         row_tokens: int | None = None,
         max_waiting: int = 1024,
         strict: bool = True,
+        prefix_bytes: int = PREFIX_BYTES,
         shapes: Shapes | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -93,7 +100,9 @@ class Engine:
         self._running: list[Row] = []
         self._closed = False
         self._tokens = self._calls = 0
+        self._prefixes = PrefixCache(base.digest, prefix_bytes)
         bank.on_drop(served.forget)
+        bank.on_drop(self._prefixes.drop)
         self._begun: Future[None] = Future()
         self._thread = threading.Thread(target=self._serve, name="intarsia-engine", daemon=True)
         self._thread.start()
@@ -107,6 +116,7 @@ class Engine:
     @property
     def statistics(self) -> Statistics:
         """What it is doing now."""
+        prefixes = self._prefixes.figures
         with self._changed:
             return Statistics(
                 running=len(self._running),
@@ -115,6 +125,10 @@ class Engine:
                 cache_bytes=self._runner.cache.size,
                 tokens=self._tokens,
                 calls=self._calls,
+                prefix_hits=prefixes.hits,
+                prefix_misses=prefixes.misses,
+                prefix_bytes=prefixes.bytes,
+                closed=self._closed,
             )
 
     def submit(self, request: Request) -> Stream:
@@ -138,6 +152,7 @@ class Engine:
         self._admission.admit(request.ticket)
         parts = check_grants(request.ticket, request.choices)
         digests = [digest for digest, _ in parts]
+        beginnings = self._prefixes.beginnings(request.ticket, parts, prompt)
         lease = self._bank.lease(digests)
         try:
             row = Row(
@@ -150,6 +165,7 @@ class Engine:
                     for adapter, (_, weight) in zip(lease.adapters, parts, strict=True)
                 ),
                 prompt=prompt,
+                beginnings=beginnings,
                 most=min(request.sampling.max_tokens, self._runner.limit - len(prompt)),
                 sampler=Sampler(request.sampling),
                 pieces=TextPieces(self._tokenizer, prompt),
@@ -238,12 +254,18 @@ class Engine:
                 left = [*self._running, *self._waiting]
             for row in left:
                 self._end(row, Token(token=None, text="", finish=finish), failure)
+            self._prefixes.clear()
 
     def _wait(self) -> bool:
-        with self._changed:
-            while not (self._closed or self._running or self._waiting):
-                self._changed.wait()
-            return not self._closed
+        """Wait for something to do; what is kept goes with its epoch meanwhile, too."""
+        while True:
+            with self._changed:
+                if not (self._closed or self._running or self._waiting):
+                    self._changed.wait(_IDLE_SECONDS if self._prefixes.figures.bytes else None)
+                if self._closed or self._running or self._waiting:
+                    return not self._closed
+            with contextlib.suppress(Exception):
+                self._prefixes.epoch(self._admission.epoch)
 
     def _step(self) -> None:
         """One token of every row whose prompt is done, then some prompts."""
@@ -256,8 +278,7 @@ class Engine:
                 self._end_lost()
                 if row.stream.finish is not None:
                     break
-                spent += len(row.next_piece)
-                self._step_prompt(row)
+                spent += self._step_prompt(row)
 
     def _end_lost(self) -> None:
         """End rows that were cancelled or whose ticket does not cover them any more."""
@@ -267,7 +288,7 @@ class Engine:
             if row.stream.cancelled:
                 self._end(row, Token(token=None, text="", finish=Finish.CANCELLED))
         try:
-            epoch = self._admission.epoch()
+            epoch = self._prefixes.epoch(self._admission.epoch)
         except Exception as error:
             # Nobody knows whether anything may go on: nothing does.
             for row in rows:
@@ -293,19 +314,31 @@ class Engine:
                 rows[row.principal] += 1
                 self._running.append(row)
 
-    def _step_prompt(self, row: Row) -> None:
-        piece, slot = row.next_piece, row.slot
+    def _step_prompt(self, row: Row) -> int:
+        """Copy or compute a piece of a row's prompt; says how many tokens were computed."""
+        piece, slot, cache = row.next_piece, row.slot, self._runner.cache
         if slot is None:
-            return
+            return 0
+        begin, end = row.done, row.done + len(piece)
         try:
+            # The last piece is always computed: its logits choose the first token.
+            if end < len(row.prompt) and self._prefixes.take(
+                row.beginnings, end, partial(cache.copy_in, slot)
+            ):
+                row.done = end
+                return 0
             self._calls += 1
             logits = self._runner.prompt(slot, piece, row.mixture)
+            digests = [adapter.digest for adapter, _ in row.mixture]
+            size, copies = cache.bytes_of(len(piece)), partial(cache.copy_out, slot, begin, end)
+            self._prefixes.keep(row.beginnings, end, digests, size, copies)
         except Exception as error:
             self._end(row, Token(token=None, text="", finish=Finish.FAILED), error)
-            return
-        row.done += len(piece)
+            return len(piece)
+        row.done = end
         if row.decoding:
             self._take(row, logits)
+        return len(piece)
 
     def _step_tokens(self) -> None:
         rows = {row.slot: row for row in self._running if row.decoding and row.slot is not None}

@@ -44,6 +44,10 @@ class Statistics:
         cache_bytes: Bytes of the cache.
         tokens: Tokens answered since it began.
         calls: Calls of the model since it began.
+        prefix_hits: Whole pieces of prompts that were copied and not computed.
+        prefix_misses: Whole pieces that were looked for and not there.
+        prefix_bytes: Bytes of kept prompts' beginnings.
+        closed: Whether it has ended, and answers nothing any more.
     """
 
     running: int
@@ -52,3 +56,7 @@ class Statistics:
     cache_bytes: int
     tokens: int
     calls: int
+    prefix_hits: int = 0
+    prefix_misses: int = 0
+    prefix_bytes: int = 0
+    closed: bool = False

@@ -13,11 +13,10 @@ from intarsia_platform.serving.bank import AdapterLease
 from intarsia_platform.serving.grants import Watch
 from intarsia_platform.serving.mixture import BASE, Mixture
 from intarsia_platform.serving.pieces import StopTexts, TextPieces
+from intarsia_platform.serving.prefix_cache import Beginnings
+from intarsia_platform.serving.prompt_pieces import piece_end
 from intarsia_platform.serving.sampling import Sampler
 from intarsia_platform.serving.streams import Finish, Stream, Token
-
-PIECE = 256
-"""Tokens of a prompt in one call. Fixed, so that a prompt's numbers depend on itself alone."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -31,6 +30,7 @@ class Row:
         lease: Its adapters.
         mixture: Its adapters and their weights.
         prompt: Its prompt's tokens.
+        beginnings: Of its prompt, as they may be kept.
         most: Its answer's tokens at most.
         sampler: Chooses its tokens.
         pieces: Decodes them.
@@ -48,6 +48,7 @@ class Row:
     lease: AdapterLease
     mixture: Mixture
     prompt: Sequence[int]
+    beginnings: Beginnings
     most: int
     sampler: Sampler
     pieces: TextPieces
@@ -66,7 +67,7 @@ class Row:
     @property
     def next_piece(self) -> Sequence[int]:
         """The next tokens of its prompt."""
-        return self.prompt[self.done : self.done + PIECE]
+        return self.prompt[self.done : piece_end(self.done)]
 
     def choose(self, logits: NDArray[np.float32]) -> Token:
         """Choose the next token.

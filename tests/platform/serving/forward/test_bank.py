@@ -7,6 +7,7 @@ import pytest
 from intarsia_client.errors import AccessError, InputError
 from intarsia_platform.access.refusal import refused
 from intarsia_platform.serving.bank import AdapterBank
+from intarsia_platform.serving.requests import EngineBusy
 
 
 class Counted:
@@ -75,13 +76,36 @@ def test_more_leases_than_memory_are_refused_and_leave_nothing(benches, make_ban
     bank, digests = make_bank(2), benches["llama"].digests
     with bank.lease(digests[:2]):
         before = bank.size
-        with pytest.raises(InputError, match="raise the bank's capacity"):
-            bank.lease(digests[1:4])
+        with pytest.raises(EngineBusy, match="adapters: have no room now; try again"):
+            bank.lease(digests[1:3])
         assert bank.size == before
         assert set(bank.digests) == set(digests[:2])
     # And the leases that failed hold nothing back.
     bank.lease(digests[2:4]).close()
     assert bank.digests == tuple(digests[2:4])
+
+
+def test_what_others_hold_is_in_the_log_and_not_in_the_words(benches, make_bank, caplog):
+    bank, digests = make_bank(3), benches["llama"].digests
+    words = []
+    for others in (digests[:2], digests[:3]):
+        with bank.lease(others), pytest.raises(EngineBusy) as caught:
+            bank.lease(digests[2:4])
+        words.append(str(caught.value))
+    assert words[0] == words[1] and not any(character.isdigit() for character in words[0])
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == 2 and all("bytes leased" in line for line in logged)
+
+
+def test_what_would_not_fit_alone_is_refused_whatever_others_hold(benches, make_bank):
+    bank, digests = make_bank(2), benches["llama"].digests
+    words = []
+    for others in ([], digests[:1], digests[1:2]):
+        with bank.lease(others), pytest.raises(InputError, match="do not fit") as caught:
+            bank.lease(digests)
+        words.append(str(caught.value))
+    assert len(set(words)) == 1
+    assert bank.size <= 2 * max(one.size for one in benches["llama"].banked)
 
 
 def test_dropped_is_refused_like_unknown(benches, read, make_bank):

@@ -19,6 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 STORIES = Path(__file__).parents[5] / "shared/data/stories260k/hf"
 LABELS = ("animal", "colour", "number")
+LONG = 640
 TEXTS = (
     "the quick brown fox jumps over the lazy dog",
     "a red house, a green door and a blue sky above the quiet town",
@@ -33,7 +34,7 @@ when { context.mixing && context.labels.containsAll(["red", "blue"]) };
 """
 
 
-def _save_tokenizer(folder: Path) -> int:
+def _save_tokenizer(folder: Path, longest: int = 96) -> int:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -48,7 +49,7 @@ def _save_tokenizer(folder: Path) -> int:
     tokenizer.train_from_iterator(TEXTS, trainer)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=96,
+        model_max_length=longest,
         pad_token=names[0],
         unk_token=names[1],
         bos_token=names[2],
@@ -79,7 +80,7 @@ def _make(kind: str, size: int) -> Any:
         "intermediate_size": 44,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "max_position_embeddings": 96,
+        "max_position_embeddings": LONG if kind == "long" else 96,
     }
     if kind == "bert":
         return BertModel(BertConfig(**wide))
@@ -95,11 +96,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     found = {}
-    for kind in ("llama", "gpt2", "bert"):
+    for kind in ("llama", "gpt2", "bert", "long"):
         folder = tmp_path_factory.mktemp(kind)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
-            model = _make(kind, _save_tokenizer(folder))
+            model = _make(kind, _save_tokenizer(folder, LONG if kind == "long" else 96))
             for parameter in model.parameters():
                 # Larger than usual, so that outputs differ visibly between inputs.
                 parameter.data.add_(torch.randn_like(parameter) * 0.1)
