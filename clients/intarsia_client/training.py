@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,9 @@ from intarsia_client.start import ClientStart, assigned_start
 from intarsia_client.transport import decode_update, encode_update, encode_with_feedback
 from intarsia_client.wire import Adapter, AdapterUpdate, PrivacySpend, UpdateManifest
 
+Tell = Callable[[int, int], None]
+"""Takes how many steps of a round are done, and how many there are."""
+
 _GRADIENT_BYTES = 1 << 28
 _LOGITS_BYTES = 1 << 29
 
@@ -66,12 +69,14 @@ class _Course:
         shard: The client's records.
         start: What is attached; only what may get gradients is trainable.
         past: Moments to begin with.
+        tell: Called after each step.
     """
 
     assignment: TrainAssignment
     shard: DataShard
     start: ClientStart
     past: OptimizerState
+    tell: Tell
 
 
 class LocalTrainer:
@@ -94,6 +99,7 @@ class LocalTrainer:
         private_seed: int | None = None,
         history: Sequence[PrivacySpend] = (),
         state: ClientState | None = None,
+        tell: Tell | None = None,
     ) -> TrainedRound:
         """Train one client for one round.
 
@@ -117,6 +123,8 @@ class LocalTrainer:
                 :func:`intarsia_client.private_gradients.private_generator`.
             history: What this client has spent on these records before.
             state: What the client kept of its last round; None for nothing.
+            tell: Called after each step of the optimiser; changes nothing. In private training
+                the number of steps follows from the number of records alone.
 
         Returns:
             The update; its adapter is the trained one, not the difference from its start.
@@ -131,7 +139,7 @@ class LocalTrainer:
         state = state or ClientState()
         given = assigned_start(global_adapter, assignment)
         given = replace(given, trainable=_held(given.trainable))
-        course = _course(assignment, shard, given, state)
+        course = _course(assignment, shard, given, state, tell or _nobody)
         spend, shard_digest = None, shard.digest
         if assignment.privacy.unit == "none":
             adapter, moments, metrics = self._train_plainly(course)
@@ -203,6 +211,7 @@ class LocalTrainer:
                 tokens += int(records.lengths[indices].sum())
                 if not math.isfinite(losses[-1]):
                     raise _diverged(assignment)
+                course.tell(len(losses), len(batches))
             adapter, moments = _read(model, optimiser, course)
         metrics = {
             "train_loss": math.fsum(losses) / len(losses),
@@ -240,6 +249,7 @@ class LocalTrainer:
                     gradients.release()
                     optimiser.step()
                     optimiser.zero_grad()
+                    course.tell(step + 1, spend.steps)
             return _read(model, optimiser, course)
 
 
@@ -247,8 +257,16 @@ def _held(adapter: Adapter) -> Adapter:
     return replace(adapter, modules=dict(adapter.modules))
 
 
+def _nobody(done: int, steps: int) -> None:
+    """Tell nobody."""
+
+
 def _course(
-    assignment: TrainAssignment, shard: DataShard, given: ClientStart, state: ClientState
+    assignment: TrainAssignment,
+    shard: DataShard,
+    given: ClientStart,
+    state: ClientState,
+    tell: Tell,
 ) -> _Course:
     """What is attached: the client's own B in its place, and frozen what is not trained at all."""
     start = given
@@ -262,7 +280,7 @@ def _course(
     past = OptimizerState()
     if assignment.training.keep_optimizer:
         past = mapped_state(state.optimizer, start.trainable)
-    return _Course(assignment=assignment, shard=shard, start=start, past=past)
+    return _Course(assignment=assignment, shard=shard, start=start, past=past, tell=tell)
 
 
 def _question(course: _Course, global_adapter: Adapter) -> tuple[str, ...]:

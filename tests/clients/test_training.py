@@ -112,6 +112,20 @@ class TestEveryKind:
         assert again.update.manifest == first.update.manifest
         assert state(base) == before
 
+    def test_every_step_is_told_and_telling_changes_nothing(
+        self, bases, make_adapter, name, privacy
+    ):
+        base, told = bases[name], []
+        adapter = make_adapter(base, 6)
+        assignment = assigned(base, adapter, privacy=privacy, training={"epochs": 2})
+        silent, heard = (
+            LocalTrainer(base).train(SHARD, assignment, adapter, private_seed=9, tell=tell)
+            for tell in (None, lambda *steps: told.append(steps))
+        )
+        assert heard.encoded == silent.encoded
+        steps = int(heard.update.manifest.metrics["steps"])
+        assert told == [(step, steps) for step in range(1, steps + 1)] and steps > 2
+
     def test_other_clients_and_rounds_differ(self, bases, make_adapter, name, privacy):
         base = bases[name]
         adapter = make_adapter(base, 6)

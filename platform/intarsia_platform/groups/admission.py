@@ -184,6 +184,8 @@ def combined_rights(rights: Rights, inherited: Inheritance) -> Rights:
     Raises:
         InputError: If they are none, or the sources belong to another tenant or to several.
     """
+    now = datetime.now(UTC)
+    checked_rights(rights, now)
     odd = sorted(inherited.tenants - {rights.tenant})
     if odd:
         raise InputError(
@@ -195,7 +197,7 @@ def combined_rights(rights: Rights, inherited: Inheritance) -> Rights:
         level=max(rights.level, inherited.level),
         expires_at=min(moments, default=None),
     )
-    return checked_rights(both, datetime.now(UTC))
+    return checked_rights(both, now)
 
 
 def check_adapter(encoded: EncodedAdapter, base: BaseModel, rules: AdmissionRules) -> Adapter:

@@ -9,7 +9,7 @@ from intarsia_client.errors import InputError
 from sqlalchemy import Connection, delete, or_, select
 
 from intarsia_platform.groups.rows import Group
-from intarsia_platform.groups.store import find_groups
+from intarsia_platform.groups.store import find_group, find_groups
 from intarsia_platform.registry.access_tables import AdapterRightsTable, GroupTable
 from intarsia_platform.registry.database import Database
 from intarsia_platform.registry.lineage import Lineage
@@ -79,22 +79,57 @@ def closure_of(database: Database, connection: Connection, group: Group) -> Clos
     return Closure(group=group, artefacts=frozenset(artefacts), blobs=frozenset(blobs))
 
 
+def current_closure(database: Database, connection: Connection, group: Group) -> Closure:
+    """A group's closure, unless the group is not what it was when it was looked at.
+
+    Args:
+        database: The registry's database.
+        connection: As :func:`closure_of`.
+        group: The group as it was.
+
+    Returns:
+        The closure.
+
+    Raises:
+        InputError: If somebody else changed the group, or as :func:`closure_of`.
+    """
+    if find_group(connection, group.name) != group:
+        raise InputError(
+            f"group {group.name}",
+            "not what it was",
+            "somebody else changed it meanwhile; run the command again",
+        )
+    return closure_of(database, connection, group)
+
+
 def delete_rows(connection: Connection, closure: Closure) -> None:
     """Delete every row of a closure: group, rights, adapters, lineage and artefacts.
 
-    The group's records leave the lineage where nothing else was made of them.
+    The group's records, or those of its clients, leave the lineage where nothing else was made of
+    them.
 
     Args:
         connection: An open transaction.
         closure: The closure.
     """
     gone, group = sorted(closure.artefacts), closure.group
+    shards = _shards_of(connection, group)
     connection.execute(delete(GroupTable).where(GroupTable.name == group.name))
     connection.execute(delete(AdapterRightsTable).where(AdapterRightsTable.digest.in_(gone)))
     connection.execute(delete(AdapterTable).where(AdapterTable.digest.in_(gone)))
     steps = or_(LineageTable.child.in_(gone), LineageTable.parent.in_(gone))
     connection.execute(delete(LineageTable).where(steps))
-    _delete_unused(connection, [*gone, group.records_digest])
+    _delete_unused(connection, [*gone, *shards])
+
+
+def _shards_of(connection: Connection, group: Group) -> list[str]:
+    """What a group's adapter was trained on."""
+    statement = (
+        select(LineageTable.parent)
+        .join(ArtefactTable, ArtefactTable.digest == LineageTable.parent)
+        .where(LineageTable.child == group.adapter_digest, ArtefactTable.kind == "shard")
+    )
+    return sorted({group.records_digest, *connection.execute(statement).scalars()})
 
 
 def _delete_unused(connection: Connection, digests: Iterable[str]) -> None:

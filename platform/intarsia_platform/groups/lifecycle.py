@@ -19,14 +19,14 @@ from intarsia_client.base_model import BaseModel, base_digest, load_base
 from intarsia_client.errors import InputError
 from intarsia_client.peft_files import encode_adapter
 from intarsia_client.records import Record, records_digest
+from intarsia_client.training import Tell
 from intarsia_continual.descriptors.base import Descriptor
-from sqlalchemy import Connection, select
 
 from intarsia_platform.groups.admission import AdmissionRules, admit_adapter
-from intarsia_platform.groups.deletion import Closure, closure_of, delete_rows
+from intarsia_platform.groups.deletion import current_closure, delete_rows
 from intarsia_platform.groups.describing import describe_texts, settled_encoder
 from intarsia_platform.groups.pending import PendingBlobs
-from intarsia_platform.groups.publishing import TrainedGroup, publish
+from intarsia_platform.groups.publishing import TrainedGroup, publish, refuse_taken
 from intarsia_platform.groups.rows import (
     Group,
     GroupSettings,
@@ -36,16 +36,15 @@ from intarsia_platform.groups.rows import (
     checked_rights,
 )
 from intarsia_platform.groups.signing import SigningKey
-from intarsia_platform.groups.store import Groups, find_group
-from intarsia_platform.groups.training import Tell, classes_of, settled, task_of, train_group
+from intarsia_platform.groups.sources import sources_of
+from intarsia_platform.groups.store import Groups
+from intarsia_platform.groups.training import classes_of, settled, task_of, train_group
+from intarsia_platform.groups.workspace import FederationWorkspaces
 from intarsia_platform.home import Home
 from intarsia_platform.registry.database import Database, open_database
 from intarsia_platform.registry.epoch import bump
 from intarsia_platform.registry.lineage import Relation
 from intarsia_platform.registry.store import ContentStore
-from intarsia_platform.registry.tables import AdapterTable
-
-_CHANGED = "somebody else changed it meanwhile; run the command again"
 
 
 class Describe(Protocol):
@@ -125,6 +124,7 @@ class GroupLifecycle:
         """Keep all of them."""
         self._database = database
         self._pending = PendingBlobs(home.path / "groups", database, store)
+        self._workspaces = FederationWorkspaces(home.path / "federations")
         self._keys = home.path / "keys"
         self._describe = describe
         self.groups = Groups(database, store)
@@ -143,6 +143,7 @@ class GroupLifecycle:
         Raises:
             StorageError: If something cannot be deleted.
         """
+        self._workspaces.sweep(self._federated_as)
         return self._pending.sweep()
 
     def add(self, new: NewGroup, *, tell: Tell | None = None) -> Group:
@@ -165,10 +166,10 @@ class GroupLifecycle:
         checked_rights(new.rights, datetime.now(UTC))
         key = self.key
         with self._database.read() as connection:
-            _refuse_taken(connection, new.name)
+            refuse_taken(connection, new.name)
         trained = self._train(new, version=1, tell=tell)
         with self._pending.changing() as (connection, change):
-            _refuse_taken(connection, new.name)
+            refuse_taken(connection, new.name)
             return publish(connection, change, trained, key=key, before=None)
 
     def update(
@@ -196,8 +197,9 @@ class GroupLifecycle:
             What it did.
 
         Raises:
-            InputError: If there is no such group, nothing would change, no record would stay, its
-                base has changed, or somebody else changed it meanwhile.
+            InputError: If there is no such group, its records lie with clients, nothing would
+                change, no record would stay, its base has changed, or somebody else changed it
+                meanwhile.
             FederationError: If the training diverged; the group is as it was.
             StorageError: If the home cannot be written.
         """
@@ -215,7 +217,7 @@ class GroupLifecycle:
             )
         trained = self._train_again(group, kept, tell)
         with self._pending.changing() as (connection, change):
-            closure = self._closure(connection, group)
+            closure = current_closure(self._database, connection, group)
             after = publish(connection, change, trained, key=key, before=closure)
         return GroupChange(
             group=after,
@@ -240,17 +242,17 @@ class GroupLifecycle:
         """
         group = self.groups.get(name)
         with self._pending.changing() as (connection, change):
-            closure = self._closure(connection, group)
+            closure = current_closure(self._database, connection, group)
             delete_rows(connection, closure)
             bump(connection)
             change.note(closure.blobs)
         return GroupChange(group=group, removed=group.records, invalidated=closure.descendants)
 
-    def _closure(self, connection: Connection, group: Group) -> Closure:
-        """The group's version with all that depends on it, unless it is no longer that version."""
-        if find_group(connection, group.name) != group:
-            raise InputError(f"group {group.name}", "not what it was", _CHANGED)
-        return closure_of(self._database, connection, group)
+    def _federated_as(self, name: str) -> str | None:
+        """By what a group's published federation is known, None where there is none."""
+        found = [group for group in self.groups.list() if group.name == name]
+        sources = self.groups.sources(found[0]) if found else None
+        return sources.key if sources else None
 
     def _train_again(
         self, group: Group, records: Sequence[Record], tell: Tell | None
@@ -300,7 +302,7 @@ class GroupLifecycle:
         texts = [record.text for record in new.records]
         return TrainedGroup(
             settings=settings,
-            records=new.records,
+            sources=sources_of(new.records, new.name),
             admission=admission,
             descriptor=self._describe(base, texts, settings),
         )
@@ -352,12 +354,3 @@ def _names(record: Record) -> set[tuple[str, str | None]]:
 def _not_found(records: Sequence[Record], gone: Sequence[Record]) -> int:
     there = set[tuple[str, str | None]]().union(*map(_names, records))
     return len({_content(record) for record in gone} - there)
-
-
-def _refuse_taken(connection: Connection, name: str) -> None:
-    """Refuse the name of an adapter that is there, be it a group's or not."""
-    taken = select(AdapterTable.digest).where(AdapterTable.name == name)
-    if connection.execute(taken).first() is not None:
-        raise InputError(
-            "group name", f"{name} is taken", "choose another, or update or remove that one"
-        )

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from intarsia_client.errors import InputError
 from intarsia_client.files import bytes_digest
-from intarsia_client.records import Record
 from intarsia_continual.descriptors.base import Descriptor
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from intarsia_platform.groups.admission import Admission
 from intarsia_platform.groups.deletion import Closure, delete_rows
 from intarsia_platform.groups.pending import Change
 from intarsia_platform.groups.rows import Group, GroupSettings
 from intarsia_platform.groups.signing import SigningKey
-from intarsia_platform.groups.store import (
-    encode_records,
-    insert_admission,
-    insert_group,
-    new_group,
-)
+from intarsia_platform.groups.sources import GroupSources
+from intarsia_platform.groups.store import insert_admission, insert_group, new_group
 from intarsia_platform.registry.epoch import bump
-from intarsia_platform.registry.lineage import link, record_artefact
+from intarsia_platform.registry.lineage import Relation, link, record_artefact
+from intarsia_platform.registry.tables import AdapterTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +27,32 @@ class TrainedGroup:
 
     Args:
         settings: How it was trained; nothing in it is left to be chosen.
-        records: What it was trained on.
+        sources: What it was trained on.
         admission: Its adapter, checked.
         descriptor: What its texts are like.
     """
 
     settings: GroupSettings
-    records: Sequence[Record]
+    sources: GroupSources
     admission: Admission
     descriptor: Descriptor
+
+
+def refuse_taken(connection: Connection, name: str) -> None:
+    """Refuse the name of an adapter that is there, be it a group's or not.
+
+    Args:
+        connection: An open transaction.
+        name: The name of a group to be.
+
+    Raises:
+        InputError: If it is taken.
+    """
+    taken = select(AdapterTable.digest).where(AdapterTable.name == name)
+    if connection.execute(taken).first() is not None:
+        raise InputError(
+            "group name", f"{name} is taken", "choose another, or update or remove that one"
+        )
 
 
 def publish(
@@ -52,9 +65,9 @@ def publish(
 ) -> Group:
     """Sign a trained group, put its blobs and write its rows in the place of the old ones.
 
-    The lineage it writes: the adapter was trained on the records and continues the base; the
-    descriptor was fitted on the records too, and is published from the adapter, with which it
-    leaves.
+    The lineage it writes: the adapter was trained on the records, or on each client's, and
+    continues the base; the descriptor was fitted on them too, and is published from the adapter,
+    with which it leaves.
 
     Args:
         connection: The transaction of the change.
@@ -70,25 +83,24 @@ def publish(
         InputError: If another adapter has its name or its very bytes.
         StorageError: If the home cannot be written.
     """
-    admission, data = trained.admission, encode_records(trained.records)
+    admission, sources = trained.admission, trained.sources
     version, bundle = admission.version, admission.signed(key, change.work())
     descriptor = trained.descriptor.to_bytes()
     group = new_group(
         version,
         settings=trained.settings,
-        records=trained.records,
+        sources=sources,
         descriptor_digest=bytes_digest(descriptor),
         before=before.group if before else None,
     )
-    blobs = (*admission.blobs, bundle, data, descriptor)
+    blobs = (*admission.blobs, bundle, sources.data, descriptor)
     # Rows that contradict others are refused before anything else is written.
     if before is not None:
         delete_rows(connection, before)
         bump(connection)
     record_artefact(connection, group.base_digest, "base")
-    record_artefact(
-        connection, group.records_digest, "shard", size=len(data), details={"client": group.name}
-    )
+    for shard, owner in sources.shards.items():
+        record_artefact(connection, shard, "shard", size=sources.size, details={"client": owner})
     insert_admission(connection, admission, bytes_digest(bundle))
     record_artefact(
         connection,
@@ -97,10 +109,11 @@ def publish(
         size=len(descriptor),
         details={"name": group.name},
     )
+    fitted_on: dict[str, Relation] = dict.fromkeys(sources.shards, "trained-on")
     link(
         connection,
         group.descriptor_digest,
-        {group.records_digest: "trained-on", group.adapter_digest: "published-from"},
+        {**fitted_on, group.adapter_digest: "published-from"},
     )
     insert_group(connection, group)
     change.note([*map(bytes_digest, blobs), *(before.blobs if before else ())])

@@ -13,6 +13,8 @@ from intarsia_client.errors import InputError, StorageError
 
 AUTOMATIC = "auto"
 DESCRIPTOR = "document-similarity"
+FEDERATED_DESCRIPTOR = "centroid"
+"""A federated group's descriptor where none is chosen: it keeps the least, and tells the least."""
 RESERVED_NAMES = ("auto", "base")
 """What a request may say in the place of an adapter's name; no group is called so."""
 
@@ -38,6 +40,8 @@ class GroupSettings:
         own_classes: Whether the classes are those of the records, found anew at each training.
         descriptor: Name of the descriptor method.
         encoder: ``"minilm"``, ``"base"``, or :data:`AUTOMATIC` for MiniLM where it is installed.
+        clients: Whose federation trained it, by name; none where its records lie here.
+        rounds: Rounds of that federation.
     """
 
     rank: int = 8
@@ -52,6 +56,8 @@ class GroupSettings:
     own_classes: bool = True
     descriptor: str = DESCRIPTOR
     encoder: str = AUTOMATIC
+    clients: tuple[str, ...] = ()
+    rounds: int = 1
 
     def as_mapping(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -104,7 +110,8 @@ class Group:
         labels: Its labels, sorted.
         version: Counts the trainings, from 1.
         records: How many records it has.
-        records_digest: Digest of its records, and of their blob in the store.
+        records_digest: Digest of its records, and of their blob in the store; of a federated
+            group, of the list of its clients' shards.
         adapter_digest: Its adapter.
         descriptor_digest: Its descriptor's blob in the store.
         created_at: When it was added, in UTC.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ from intarsia_client.errors import InputError, IntegrityError
 from intarsia_client.files import bytes_digest
 from intarsia_client.peft_configuration import CONFIGURATION_FILE
 from intarsia_client.peft_files import TENSORS_FILE, EncodedAdapter
-from intarsia_client.records import Record, encode_record
+from intarsia_client.records import Record
 from intarsia_continual.descriptors.base import Descriptor
 from intarsia_continual.descriptors.catalog import read_descriptor
 from sqlalchemy import Connection, delete, insert, select
@@ -20,6 +20,7 @@ from sqlalchemy import Connection, delete, insert, select
 from intarsia_platform.groups.admission import Admission, Inheritance
 from intarsia_platform.groups.rows import Group, GroupSettings, Rights
 from intarsia_platform.groups.signing import SigningKey, verify_files
+from intarsia_platform.groups.sources import FederatedSources, GroupSources, decode_records
 from intarsia_platform.registry.access_tables import AdapterRightsTable, GroupTable
 from intarsia_platform.registry.adapters import insert_adapter
 from intarsia_platform.registry.database import Database
@@ -27,7 +28,7 @@ from intarsia_platform.registry.lineage import Lineage, link
 from intarsia_platform.registry.manifest import MANIFEST_FILE
 from intarsia_platform.registry.rows import AdapterVersion
 from intarsia_platform.registry.store import ContentStore
-from intarsia_platform.registry.tables import AdapterTable
+from intarsia_platform.registry.tables import AdapterTable, LineageTable
 
 
 class Groups:
@@ -94,9 +95,28 @@ class Groups:
             The records.
 
         Raises:
+            InputError: If they lie with the clients of a federation.
             IntegrityError: If they are missing or damaged.
         """
+        if group.settings.clients:
+            raise federated(group.name)
         return decode_records(self._store.get(group.records_digest))
+
+    def sources(self, group: Group) -> FederatedSources | None:
+        """Who took part in a group's federation, and with what.
+
+        Args:
+            group: The group.
+
+        Returns:
+            The list of their shards; None for a group whose records lie here.
+
+        Raises:
+            IntegrityError: If it is missing or damaged.
+        """
+        if not group.settings.clients:
+            return None
+        return FederatedSources.from_bytes(self._store.get(group.records_digest))
 
     def descriptors(self, digests: Iterable[str]) -> dict[str, Descriptor]:
         """Descriptors of some adapters; those of others are not touched.
@@ -192,23 +212,6 @@ class Groups:
         return encoded
 
 
-def encode_records(records: Sequence[Record]) -> bytes:
-    """Records as the store keeps them: JSON lines whose digest is the records' own."""
-    return b"".join(map(encode_record, records))
-
-
-def decode_records(data: bytes) -> tuple[Record, ...]:
-    """Read what :func:`encode_records` wrote.
-
-    Raises:
-        IntegrityError: If it is not that.
-    """
-    try:
-        return tuple(Record(**json.loads(line)) for line in data.split(b"\n")[:-1])
-    except (TypeError, ValueError) as error:
-        raise IntegrityError("a group's records", error, "add the group again") from None
-
-
 def find_groups(connection: Connection) -> tuple[Group, ...]:
     """All groups, by name, in the caller's transaction."""
     rows = connection.execute(select(GroupTable).order_by(GroupTable.name))
@@ -280,18 +283,18 @@ def inherited_from(database: Database, parents: Iterable[str]) -> Inheritance:
         parents: Digests of known artefacts.
 
     Returns:
-        The inheritance: of adapters their own labels and rights, of groups' records those of the
-        group's adapter.
+        The inheritance: of adapters their own labels and rights, of records those of the groups'
+        adapters that were trained on them.
     """
     lineage, parents = Lineage(database), list(parents)
     above = {row.digest for parent in parents for row in lineage.ancestors(parent)} | set(parents)
     with database.read() as connection:
-        # Records hand down what the adapters that were trained on them have.
-        above |= {
-            group.adapter_digest
-            for group in find_groups(connection)
-            if group.records_digest in above
-        }
+        # Records hand down what the groups' adapters that were trained on them have.
+        trained = select(LineageTable.child, LineageTable.parent).where(
+            LineageTable.relation == "trained-on",
+            LineageTable.child.in_(select(GroupTable.adapter_digest)),
+        )
+        above |= {child for child, parent in connection.execute(trained) if parent in above}
         labels = [
             row.labels
             for row in connection.execute(select(AdapterTable.digest, AdapterTable.labels))
@@ -315,7 +318,7 @@ def new_group(
     version: AdapterVersion,
     *,
     settings: GroupSettings,
-    records: Sequence[Record],
+    sources: GroupSources,
     descriptor_digest: str,
     before: Group | None,
 ) -> Group:
@@ -324,7 +327,7 @@ def new_group(
     Args:
         version: Its new adapter.
         settings: How it was trained.
-        records: What it was trained on.
+        sources: What it was trained on.
         descriptor_digest: Its new descriptor.
         before: The group as it was, None for a new one.
 
@@ -340,12 +343,21 @@ def new_group(
         settings=settings,
         labels=version.labels,
         version=before.version + 1 if before else 1,
-        records=len(records),
-        records_digest=bytes_digest(encode_records(records)),
+        records=sources.records,
+        records_digest=sources.digest,
         adapter_digest=version.digest,
         descriptor_digest=descriptor_digest,
         created_at=before.created_at if before else now,
         updated_at=now,
+    )
+
+
+def federated(name: str) -> InputError:
+    """The error of whoever asks for records that lie with clients."""
+    return InputError(
+        f"group {name}",
+        "its records lie with its clients",
+        f"change them there, then run `intarsia groups federate {name}` again",
     )
 
 

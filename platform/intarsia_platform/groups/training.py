@@ -7,25 +7,20 @@ optimiser, numerics) is what clients do.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from intarsia_client.assignment import TrainAssignment, TrainingParameters
 from intarsia_client.attachment import empty_adapter
 from intarsia_client.base_model import BaseModel, linear_modules
-from intarsia_client.batches import tokenise
 from intarsia_client.errors import InputError
 from intarsia_client.peft_files import adapter_digest
 from intarsia_client.records import Record, records_digest
 from intarsia_client.shards import DataShard
-from intarsia_client.training import LocalTrainer
+from intarsia_client.training import LocalTrainer, Tell
 from intarsia_client.wire import Adapter
 from transformers import AutoConfig
 
 from intarsia_platform.groups.rows import GroupSettings
-
-Tell = Callable[[int, int], None]
-"""Takes how many steps are done, and how many there are."""
 
 # Neither a group's name nor its place decides what is learned.
 _CLIENT = "group"
@@ -87,8 +82,7 @@ def train_group(
         ),
     )
     shard = DataShard(client=_CLIENT, records=records, digest=records_digest(records))
-    with _counted(base, records, settings, tell):
-        return LocalTrainer(base).train(shard, assignment, start).trained
+    return LocalTrainer(base).train(shard, assignment, start, tell=tell).trained
 
 
 def settled(settings: GroupSettings, base: BaseModel) -> GroupSettings:
@@ -162,27 +156,3 @@ def classes_of(records: Sequence[Record], given: Sequence[str] = ()) -> tuple[st
     if len(set(classes)) < max(2, len(classes)):
         raise InputError("classes", list(classes), "give at least two, each once")
     return classes
-
-
-@contextmanager
-def _counted(
-    base: BaseModel, records: Sequence[Record], settings: GroupSettings, tell: Tell | None
-) -> Iterator[None]:
-    """Tell of every pass through the model, which the trainer makes one a step."""
-    if tell is None:
-        yield
-        return
-    sequences = len(tokenise(base, records, max_length=settings.max_length))
-    total = settings.epochs * -(-sequences // max(1, settings.batch_size))
-    done = 0
-
-    def count(*_: object) -> None:
-        nonlocal done
-        done += 1
-        tell(min(done, total), total)
-
-    hook = base.model.register_forward_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()

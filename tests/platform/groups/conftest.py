@@ -190,3 +190,95 @@ def holds() -> Callable[[Any, bytes], list[str]]:
         return sorted(str(path) for path in files if needle in path.read_bytes())
 
     return find
+
+
+SITES = ("north", "south", "west", "east")
+
+
+@pytest.fixture(scope="session")
+def site_texts() -> Callable[..., dict[str, list[str]]]:
+    """What each site has: six different texts, or as many as are asked for."""
+
+    def make(count: int = 6) -> dict[str, list[str]]:
+        return {
+            site: [f"{TEXTS[n % len(TEXTS)]} at {site} {n}" for n in range(count)] for site in SITES
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_study(llama: str, site_texts: Callable[..., Any]) -> Callable[..., Path]:
+    """Writes a federation's configuration and the sites' records beside it."""
+    import json
+
+    def write(folder: Path, texts: Any = None) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"note": text, "site": site}
+            for site, some in (texts or site_texts()).items()
+            for text in some
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "notes.jsonl").write_text(lines)
+        (folder / "study.toml").write_text(
+            f"""
+[model]
+base = {json.dumps(llama)}
+task = "causal-lm"
+[data]
+train = "notes.jsonl"
+text = "note"
+client = "site"
+[lora]
+target_modules = ["q_proj", "v_proj"]
+ranks = [1, 2]
+[federation]
+rounds = 2
+[train]
+batch_size = 4
+learning_rate = 1e-2
+max_length = 24
+[engine]
+grid = "ray"
+threads = 1
+"""
+        )
+        return folder / "study.toml"
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def order_of() -> Callable[..., Any]:
+    """Makes an order for a federated group of two sites."""
+    from intarsia_platform.configuration import read_configuration
+    from intarsia_platform.groups.federating import FederationOrder
+
+    def make(study: Path, *overrides: str, **changes: Any) -> Any:
+        given = {"name": "wards", "clients": ["north", "south"], "labels": ["medical"],
+                 "encoder": "base", **changes}  # fmt: skip
+        return FederationOrder(configuration=read_configuration(study, overrides), **given)
+
+    return make
+
+
+class Deaf:
+    """An observer that hears nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+@pytest.fixture(scope="session")
+def deaf() -> Deaf:
+    return Deaf()
+
+
+@pytest.fixture
+def federated(home: Any) -> Iterator[Any]:
+    """What federates the home's groups."""
+    from intarsia_platform.groups.federating import open_federated_groups
+
+    with open_federated_groups(home) as (_, opened):
+        yield opened

@@ -242,7 +242,7 @@ def compose(home, lifecycle, *names):
         registered = registry.register(version, parents=digests)
         blob = store_of(home).put(b"a cached composition")
         with database.begin() as connection:
-            record_artefact(connection, blob, "composition")
+            record_artefact(connection, blob, "aggregate")
             link(connection, blob, {registered.digest: "aggregated"})
     return registered.digest, blob
 
