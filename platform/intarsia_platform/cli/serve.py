@@ -15,10 +15,10 @@ from intarsia_platform.cli.output import check_json_place, present
 from intarsia_platform.cli.settings import settings_of
 
 if TYPE_CHECKING:
-    from intarsia_platform.access.bearer import BearerTokens
     from intarsia_platform.answering.service import ServiceSettings
     from intarsia_platform.cli.settings import Settings
     from intarsia_platform.gateway.settings import GatewaySettings
+    from intarsia_platform.serving_cluster.settings import Issuer
 
 Host = Annotated[str, typer.Option("--host", metavar="H", help="Where to listen.")]
 Port = Annotated[int, typer.Option("--port", metavar="P", help="0 takes any that is free.")]
@@ -56,13 +56,23 @@ KeySet = Annotated[
     str,
     typer.Option("--oidc-keys", metavar="PLACE", help="An issuer's JSON Web Key Set: file or URL."),
 ]
-Issuer = Annotated[str, typer.Option("--oidc-issuer", metavar="URL", help="The issuer.")]
+IssuerName = Annotated[str, typer.Option("--oidc-issuer", metavar="URL", help="The issuer.")]
 Audience = Annotated[str, typer.Option("--oidc-audience", metavar="WORD", help="For whom.")]
 Claim = Annotated[str, typer.Option("--oidc-claim", metavar="NAME", help="Names the principal.")]
 Certificate = Annotated[
     Path | None, typer.Option("--tls-certificate", metavar="FILE", help="Speak TLS; PEM.")
 ]
 PrivateKey = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its key; PEM.")]
+
+Replicas = Annotated[
+    int,
+    typer.Option(
+        "--replicas", metavar="N", help="Several run on Ray Serve; limits count for each."
+    ),
+]
+GpusPerReplica = Annotated[
+    float, typer.Option("--gpus-per-replica", metavar="G", help="A share of one, or some.")
+]
 
 _LOOPBACK = ("127.", "::1")
 
@@ -82,11 +92,13 @@ def serve_command(
     metrics: Metrics = True,
     console: Console = True,
     oidc_keys: KeySet = "",
-    oidc_issuer: Issuer = "",
+    oidc_issuer: IssuerName = "",
     oidc_audience: Audience = "",
     oidc_claim: Claim = "sub",
     tls_certificate: Certificate = None,
     tls_key: PrivateKey = None,
+    replicas: Replicas = 1,
+    gpus_per_replica: GpusPerReplica = 0.0,
 ) -> None:
     """Serve a home over HTTP.
 
@@ -110,14 +122,15 @@ def serve_command(
         oidc_claim: The claim that names the principal.
         tls_certificate: Certificate chain.
         tls_key: Its private key.
+        replicas: How many gateways with an engine each.
+        gpus_per_replica: GPUs for each of several.
     """
     from intarsia_platform.answering.service import ServiceSettings
     from intarsia_platform.gateway.settings import GatewaySettings, Telling
 
     if tell not in tuple(Telling):
         raise InputError("--tell", tell, f"choose one of {', '.join(Telling)}")
-    if drain_seconds < 0:
-        raise InputError("--drain-seconds", drain_seconds, "use a number from 0")
+    _check_numbers(drain_seconds, replicas, gpus_per_replica)
     _check_files(tls_certificate, tls_key)
     limits = GatewaySettings(
         max_tokens=max_tokens,
@@ -136,12 +149,15 @@ def serve_command(
         base=base,
         answering=answering,
         limits=limits,
-        tokens=_bearer_tokens(oidc_keys, oidc_issuer, oidc_audience, oidc_claim),
+        issuer=_issuer(oidc_keys, oidc_issuer, oidc_audience, oidc_claim),
         drain_seconds=drain_seconds,
         certificate=tls_certificate,
         key=tls_key,
+        replicas=replicas,
+        gpus_per_replica=gpus_per_replica,
     )
-    _serve(settings_of(context), serving)
+    serve = _serve if replicas == 1 else _serve_replicas
+    serve(settings_of(context), serving)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +169,12 @@ class _Serving:
     base: str | None
     answering: ServiceSettings
     limits: GatewaySettings
-    tokens: BearerTokens | None
+    issuer: Issuer | None
     drain_seconds: int
     certificate: Path | None
     key: Path | None
+    replicas: int
+    gpus_per_replica: float
 
 
 def _serve(settings: Settings, serving: _Serving) -> None:
@@ -168,6 +186,7 @@ def _serve(settings: Settings, serving: _Serving) -> None:
 
     check_json_place(settings)
     home = settings.open_home()
+    tokens = None if serving.issuer is None else serving.issuer.tokens()
     with (
         bind(serving.host, serving.port) as taken,
         open_service(home, base=serving.base, settings=serving.answering) as service,
@@ -176,8 +195,7 @@ def _serve(settings: Settings, serving: _Serving) -> None:
         service.prepare()
         tls = serving.certificate is not None
         url = url_of(taken, tls=tls)
-        if not (tls or taken.getsockname()[0].startswith(_LOOPBACK)):
-            say("warning: keys and answers travel in clear; use --tls-certificate, or a proxy")
+        _warn_of_clear_text(taken.getsockname()[0], tls=tls)
         if not service.policies_set:
             say("warning: no policies are set, so only the base may be used; intarsia policy set")
 
@@ -186,9 +204,7 @@ def _serve(settings: Settings, serving: _Serving) -> None:
             present(settings, result, f"serving {service.base.base} at {url}")
             sys.stdout.flush()
 
-        app = create_app(
-            service, Callers(ApiKeys(service.database), serving.tokens), serving.limits
-        )
+        app = create_app(service, Callers(ApiKeys(service.database), tokens), serving.limits)
         server = GatewayServer(
             app,
             ready=ready,
@@ -199,19 +215,69 @@ def _serve(settings: Settings, serving: _Serving) -> None:
         server.run(sockets=[taken])
 
 
-def _bearer_tokens(keys: str, issuer: str, audience: str, claim: str) -> BearerTokens | None:
-    from intarsia_platform.access.bearer import BearerTokens
+def _serve_replicas(settings: Settings, serving: _Serving) -> None:
+    from intarsia_platform.serving_cluster.replicas import serve_replicas, served_base
+    from intarsia_platform.serving_cluster.settings import ReplicaPlan, ReplicaSettings
 
-    if not (keys or issuer or audience):
+    check_json_place(settings)
+    plan = ReplicaPlan(
+        home=settings.open_home().path,
+        base=serving.base,
+        answering=serving.answering,
+        limits=serving.limits,
+        issuer=serving.issuer,
+    )
+    chosen = served_base(plan)
+    _warn_of_clear_text(serving.host, tls=serving.certificate is not None)
+
+    def ready(url: str) -> None:
+        result = {"url": url, "base": chosen.place, "base_digest": chosen.digest}
+        line = f"serving {chosen.place} at {url}, {serving.replicas} replicas"
+        present(settings, result, line)
+        sys.stdout.flush()
+
+    serve_replicas(
+        plan,
+        ReplicaSettings(replicas=serving.replicas, gpus_per_replica=serving.gpus_per_replica),
+        host=serving.host,
+        port=serving.port,
+        drain_seconds=serving.drain_seconds,
+        certificate=serving.certificate,
+        key=serving.key,
+        ready=ready,
+    )
+
+
+def _warn_of_clear_text(host: str, *, tls: bool) -> None:
+    if not (tls or host == "localhost" or host.startswith(_LOOPBACK)):
+        say("warning: keys and answers travel in clear; use --tls-certificate, or a proxy")
+
+
+def _issuer(keys: str, name: str, audience: str, claim: str) -> Issuer | None:
+    from intarsia_platform.serving_cluster.settings import Issuer
+
+    if not (keys or name or audience):
         return None
     for option, value in (
         ("--oidc-keys", keys),
-        ("--oidc-issuer", issuer),
+        ("--oidc-issuer", name),
         ("--oidc-audience", audience),
     ):
         if not value:
             raise InputError(option, "is missing", "give keys, issuer and audience together")
-    return BearerTokens(keys, issuer, audience, claim)
+    issuer = Issuer(keys=keys, name=name, audience=audience, claim=claim)
+    # What cannot be a key set's place is refused before anything is loaded.
+    issuer.tokens()
+    return issuer
+
+
+def _check_numbers(drain_seconds: int, replicas: int, gpus_per_replica: float) -> None:
+    if drain_seconds < 0:
+        raise InputError("--drain-seconds", drain_seconds, "use a number from 0")
+    if replicas < 1:
+        raise InputError("--replicas", replicas, "use a number from 1")
+    if gpus_per_replica and replicas == 1:
+        raise InputError("--gpus-per-replica", gpus_per_replica, "use it with --replicas from 2")
 
 
 def _check_files(certificate: Path | None, key: Path | None) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from intarsia_client.errors import InputError, StorageError
 from starlette.middleware import Middleware
 
-from intarsia_platform.answering.bases import choose_base
+from intarsia_platform.answering.bases import BaseChoice, choose_base
 from intarsia_platform.federation.ray_cluster import connect
 from intarsia_platform.gateway.server import bind, url_of
 from intarsia_platform.groups.store import Groups
@@ -40,6 +40,24 @@ _LAST_SECONDS = 5.0
 _CONSTRUCTOR_RETRIES = 3
 _LOOK_SECONDS = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def served_base(plan: ReplicaPlan) -> BaseChoice:
+    """The base that replicas answer with.
+
+    Args:
+        plan: What each replica opens.
+
+    Returns:
+        The base; nothing of it is loaded.
+
+    Raises:
+        InputError: If there is no such home, or it does not say which base.
+    """
+    home = Home.open(plan.home, create=False)
+    with open_database(home.database_url) as database:
+        groups = Groups(database, ContentStore(home.store_url)).list()
+        return choose_base(groups, base=plan.base, classes=plan.answering.classes)
 
 
 @contextlib.contextmanager
@@ -74,7 +92,8 @@ def running_replicas(
         StorageError: If the address cannot be taken, or the replicas do not become ready.
     """
     serve = _ray_serve()
-    _check_home(plan)
+    # What is wrong with the home is to be told here, and not by every replica again and again.
+    served_base(plan)
     # Ray Serve takes the address itself; whether it can is found out here.
     with bind(host, port) as taken:
         url, port = url_of(taken, tls=certificate is not None), taken.getsockname()[1]
@@ -178,14 +197,6 @@ def _ray_serve() -> Any:
             f"Ray Serve is not installed ({error})",
             "pip install 'intarsia-platform[replicas]', or serve without --replicas",
         ) from None
-
-
-def _check_home(plan: ReplicaPlan) -> None:
-    """What is wrong with the home is to be told here, and not by every replica again and again."""
-    home = Home.open(plan.home, create=False)
-    with open_database(home.database_url) as database:
-        groups = Groups(database, ContentStore(home.store_url)).list()
-        choose_base(groups, base=plan.base, classes=plan.answering.classes)
 
 
 def _start(

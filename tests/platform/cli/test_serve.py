@@ -18,6 +18,8 @@ import pytest
         (["--max-tokens", "0"], "max_tokens: 0"),
         (["--requests-per-principal", "0"], "requests_per_principal: 0"),
         (["--request-seconds", "0"], "request_seconds: 0"),
+        (["--replicas", "0"], "--replicas: 0"),
+        (["--gpus-per-replica", "0.5"], "--gpus-per-replica: 0.5; use it with --replicas"),
         (["--tls-key", "key.pem"], "TLS: one file of two"),
         (["--tls-key", "a.pem", "--tls-certificate", "b.pem"], "--tls-certificate: b.pem"),
         (["--oidc-issuer", "https://issuer.example"], "--oidc-keys: is missing"),
@@ -41,9 +43,10 @@ def test_a_home_that_is_missing_is_not_made(intarsia, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_home_without_groups_asks_for_a_base(intarsia, tmp_path):
+@pytest.mark.parametrize("more", [(), ("--replicas", "2")])
+def test_a_home_without_groups_asks_for_a_base(intarsia, tmp_path, more):
     (tmp_path / "home").mkdir()
-    ended = intarsia("serve", "--home", tmp_path / "home", "--port", "0")
+    ended = intarsia("serve", "--home", tmp_path / "home", "--port", "0", *more)
     assert ended.code == 2
     assert "--base" in ended.line
 
