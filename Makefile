@@ -33,7 +33,7 @@ demo: $(STAMP)
 	$(BIN)/intarsia --home $(HOME_FOLDER) demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -52,6 +52,8 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/aggregation/run.py
 	$(BIN)/python tests/benchmarks/serving/multi_adapter.py
 	$(BIN)/python tests/benchmarks/serving/generation.py
+	$(BIN)/python tests/benchmarks/serving/prefix.py
+	$(BIN)/python tests/benchmarks/serving/gateway.py
 	$(BIN)/python tests/benchmarks/demo.py
 
 clean:

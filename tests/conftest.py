@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # A busy machine must not fail a property; and a submission is checked on the same examples twice.
@@ -18,3 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Test files anywhere below share what lies beside this one.
 sys.path.append(str(Path(__file__).parent))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: two processes share the files, and neither ends up alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

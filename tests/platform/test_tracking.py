@@ -295,7 +295,7 @@ def test_an_interrupt_while_preparing_leaves_a_whole_database_or_none(
         assert lines.readline() == b"ready\n"
         time.sleep(1.0)
         process.send_signal(number)
-        process.wait(timeout=30)
+        process.wait(timeout=90)
     if number == signal.SIGINT:
         assert not list(tmp_path.glob(".mlflow.*"))
     if (tmp_path / "mlflow.db").exists():

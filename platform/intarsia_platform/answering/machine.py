@@ -91,6 +91,12 @@ class Machine:
         self._served = ServedBase(self.base)
 
     @property
+    def alive(self) -> bool:
+        """Whether it can answer: the engine's thread runs, or has not been wanted yet."""
+        engine = self._engine
+        return engine is None or engine.alive
+
+    @property
     def statistics(self) -> Statistics | None:
         """What the engine does now, None before it began."""
         engine = self._engine
@@ -118,6 +124,7 @@ class Machine:
                     row_tokens=self.row_tokens,
                     max_waiting=self._settings.max_waiting,
                     shapes=_alone(self.row_tokens) if self._settings.alone else None,
+                    prefix_bytes=self._settings.prefix_bytes,
                 )
             return self._engine
 
@@ -208,6 +215,18 @@ class Machine:
         """End every answer and leave the base as it was; again does nothing."""
         self.end_answers()
         self._served.close()
+
+    def forget_departed(self) -> None:
+        """Let go of what left the registry, as each request does; for when nobody asks.
+
+        Raises:
+            StorageError: If the database cannot be read.
+        """
+        self._forget_since()
+
+    def rest(self) -> None:
+        """Let go of what the next answer can make again; for when nothing runs."""
+        self._served.release()
 
     def _forget_since(self, epoch: int | None = None) -> None:
         """Let go of what left the registry, if the epoch has moved since it was last looked at.

@@ -32,6 +32,7 @@ from intarsia_platform.answering.bases import choose_base
 from intarsia_platform.answering.machine import Machine
 from intarsia_platform.answering.prompts import Message, Prompt, Prompts, retrieval_text
 from intarsia_platform.answering.settings import ServiceSettings
+from intarsia_platform.answering.tickets import TicketOffice
 from intarsia_platform.answering.trail import AuditTrail, request_event, used_event
 from intarsia_platform.answering.use import Use, UseKind
 from intarsia_platform.groups.signing import SigningKey
@@ -60,20 +61,17 @@ class AnsweringService:
     Args:
         database: The home's database.
         machine: The base with all that answers.
-        authorizer: Gives and admits tickets.
-        log: The audit log.
+        office: Gives and admits tickets.
     """
 
-    def __init__(
-        self, database: Database, machine: Machine, authorizer: Authorizer, log: AuditLog
-    ) -> None:
+    def __init__(self, database: Database, machine: Machine, office: TicketOffice) -> None:
         """Keep the parts; the engine begins with the first answer."""
         self._database = database
         self._machine = machine
-        self._authorizer = authorizer
+        self._office = office
         self._policies = PolicyStore(database)
         self._prompts = Prompts(machine.base, machine.row_tokens)
-        self._trail = AuditTrail(log)
+        self._trail = AuditTrail(database)
         self._closing = threading.Lock()
         self._closed = False
 
@@ -102,6 +100,23 @@ class AnsweringService:
         """What the engine does now, None before it began."""
         return self._machine.statistics
 
+    @property
+    def alive(self) -> bool:
+        """Whether answers can be computed: the engine's thread runs, or was not wanted yet."""
+        return self._machine.alive
+
+    def forget_departed(self) -> None:
+        """Let adapters that are no longer registered leave memory, though nobody asks.
+
+        Raises:
+            StorageError: If the database cannot be read.
+        """
+        self._machine.forget_departed()
+
+    def rest(self) -> None:
+        """Give back memory that the next answer can fill again; for when nothing runs."""
+        self._machine.rest()
+
     def prepare(self) -> None:
         """Begin the engine now and not with the first answer; again does nothing.
 
@@ -110,13 +125,21 @@ class AnsweringService:
         """
         self._machine.engine()
 
-    def authorize(self, principal: str, purpose: str = "", credential: str = "") -> Ticket:
+    def authorize(
+        self,
+        principal: str,
+        purpose: str = "",
+        credential: str = "",
+        until: float | None = None,
+    ) -> Ticket:
         """Decide what a principal may use now.
 
         Args:
             principal: Who asks.
             purpose: What for.
             credential: Identifier of the API key that the principal came with.
+            until: When what the principal came with ends, in seconds since 1970; the ticket ends
+                then at the latest.
 
         Returns:
             A ticket for one answer.
@@ -126,7 +149,7 @@ class AnsweringService:
             InputError: If the purpose is not a word.
         """
         with self._trail.refusals(_caller_event(principal, purpose, credential)):
-            return self._authorizer.authorize(principal, purpose, credential=credential)
+            return self._office.authorize(principal, purpose, credential=credential, until=until)
 
     def models(self, ticket: Ticket) -> tuple[ModelEntry, ...]:
         """What a caller may ask for.
@@ -141,7 +164,7 @@ class AnsweringService:
         Raises:
             AccessError: If the ticket does not hold.
         """
-        if not self._authorizer.standing(ticket, ()):
+        if not self._office.standing(ticket, ()):
             raise bad_ticket()
         served = self._machine.library.servable(ticket.digests)
         entries = [
@@ -338,14 +361,12 @@ def open_service(
         granted = _granted(database, log, principal, purpose) if principal else frozenset()
         groups = Groups(database, store).list()
         chosen = choose_base(groups, base=base, classes=settings.classes, granted=granted)
-        authorizer = Authorizer(
-            database,
-            open_mint(home),
-            lifetime_seconds=settings.ticket_seconds,
-        )
+        mint = open_mint(home)
+        authorizer = Authorizer(database, mint, lifetime_seconds=settings.ticket_seconds)
+        office = TicketOffice(authorizer, mint)
         signing = SigningKey.open(home.path / "keys")
-        machine = Machine(chosen, database, store, signing, authorizer, settings)
-        service = AnsweringService(database, machine, authorizer, log)
+        machine = Machine(chosen, database, store, signing, office, settings)
+        service = AnsweringService(database, machine, office)
         try:
             yield service
         finally:

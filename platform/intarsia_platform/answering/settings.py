@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from intarsia_platform.answering.choosing import RetrievalSettings
 from intarsia_platform.serving.bank import CAPACITY_BYTES
+from intarsia_platform.serving.prefix_cache import PREFIX_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class ServiceSettings:
             what the base takes, at most 512.
         bank_bytes: Most memory for adapters.
         descriptor_bytes: Most memory for descriptors.
+        prefix_bytes: Most memory for the beginnings of callers' prompts; 0 keeps none.
         retrieval: How adapters are retrieved.
         ticket_seconds: How long a ticket holds at most, and so the longest answer.
         classes: A classifier's classes in order, where the home's groups have several sets.
@@ -35,6 +37,7 @@ class ServiceSettings:
     score_tokens: int = 0
     bank_bytes: int = CAPACITY_BYTES
     descriptor_bytes: int = 1 << 28
+    prefix_bytes: int = PREFIX_BYTES
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     ticket_seconds: float = 300.0
     classes: tuple[str, ...] = ()

@@ -6,20 +6,23 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from intarsia_client.errors import AccessError
 
-from intarsia_platform.access.audit import AuditLog
+from intarsia_platform.access.audit import AuditLog, append_entry, checked_event
 from intarsia_platform.access.refusal import shown
 from intarsia_platform.access.ticket import Ticket
 from intarsia_platform.answering.answers import Used, labels_of
 from intarsia_platform.answering.use import Use
+from intarsia_platform.registry.database import Database
 from intarsia_platform.serving.streams import Finish, Stream, Token
 
 _STEPS = 16
+_AT_ONCE = 64
+_FAILED = Token(token=None, text="", finish=Finish.FAILED)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -31,23 +34,34 @@ class _Followed:
     event: Mapping[str, Any]
     began: float
     tokens: int = 0
-    last: Token | None = field(default=None)
+    last: Token = _FAILED
+
+    def end(self, failure: BaseException | None = None) -> None:
+        """Give out the last event; what is not in the log is not given out as a whole answer."""
+        if failure is not None:
+            self.outer.put(_FAILED, failure)
+        else:
+            self.outer.put(self.last, self.inner.error)
 
 
 class AuditTrail:
     """Writes one entry an answer. Safe for several threads; one thread of its own writes.
 
+    Answers that end while an entry is being written share the next transaction, in the order in
+    which they ended.
+
     Formal guarantee: the last event of a stream that :meth:`follow` gives comes after the audit
     log has the answer's entry; where that cannot be written, the stream fails instead of ending.
 
     Args:
-        log: The log.
+        database: The database of the log.
         clock: Seconds that only rise, for how long an answer took.
     """
 
-    def __init__(self, log: AuditLog, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin the thread."""
-        self._log = log
+        self._database = database
+        self._log = AuditLog(database)
         self._clock = clock
         self._ended: queue.SimpleQueue[_Followed | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="intarsia-audit", daemon=True)
@@ -117,23 +131,47 @@ class AuditTrail:
             self._thread.join()
 
     def _write(self) -> None:
-        while (followed := self._ended.get()) is not None:
-            last = followed.last or Token(token=None, text="", finish=Finish.FAILED)
-            error = followed.inner.error
+        while (first := self._ended.get()) is not None:
+            batch, closing = [first], False
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < _AT_ONCE and not closing:
+                    following = self._ended.get_nowait()
+                    closing = following is None
+                    batch += [] if following is None else [following]
+            self._write_all(batch)
+            if closing:
+                return
+
+    def _write_all(self, batch: Sequence[_Followed]) -> None:
+        """Write the entries of a batch, then end its streams."""
+        good: list[tuple[_Followed, dict[str, Any]]] = []
+        for followed in batch:
             try:
-                self._log.append(
-                    {
-                        **followed.event,
-                        "decision": "allow",
-                        "finish": str(last.finish),
-                        "tokens": followed.tokens,
-                        "seconds": round(self._clock() - followed.began, 3),
-                    }
-                )
+                # What cannot be an entry takes no other answer's with it.
+                good.append((followed, checked_event(self._entry(followed))))
             except Exception as failure:
-                # What is not in the log is not given out as a whole answer.
-                last, error = Token(token=None, text="", finish=Finish.FAILED), failure
-            followed.outer.put(last, error)
+                followed.end(failure)
+        if not good:
+            return
+        try:
+            with self._database.begin() as connection:
+                for _, event in good:
+                    append_entry(connection, event)
+        except Exception as failure:
+            for followed, _ in good:
+                followed.end(failure)
+            return
+        for followed, _ in good:
+            followed.end()
+
+    def _entry(self, followed: _Followed) -> dict[str, Any]:
+        return {
+            **followed.event,
+            "decision": "allow",
+            "finish": str(followed.last.finish),
+            "tokens": followed.tokens,
+            "seconds": round(self._clock() - followed.began, 3),
+        }
 
 
 def request_event(action: str, ticket: Ticket, use: Use) -> dict[str, Any]:

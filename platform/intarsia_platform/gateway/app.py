@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -40,9 +41,12 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        keeping = asyncio.create_task(gateway.keeper.keep())
         try:
             yield
         finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
             gateway.close()
 
     # Its pages of documentation would load scripts from elsewhere.

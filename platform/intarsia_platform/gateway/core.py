@@ -12,12 +12,13 @@ from typing import TypeVar
 from intarsia_client.errors import InputError
 from starlette.requests import Request
 
-from intarsia_platform.access.keys import Caller
 from intarsia_platform.access.ticket import Ticket
 from intarsia_platform.answering.answers import Started
 from intarsia_platform.answering.service import AnsweringService
 from intarsia_platform.gateway.asking import Asked
+from intarsia_platform.gateway.callers import Caller
 from intarsia_platform.gateway.delivery import Delivery
+from intarsia_platform.gateway.keeping import Keeper
 from intarsia_platform.gateway.measures import Measures
 from intarsia_platform.gateway.room import Room
 from intarsia_platform.gateway.settings import GatewaySettings
@@ -84,6 +85,7 @@ class Gateway:
         self.measures = Measures(lambda: service.statistics)
         self.threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="intarsia-gateway")
         self.running: set[Stream] = set()
+        self.keeper = Keeper(service, settings, lambda work: asyncio.ensure_future(self.run(work)))
         self._delivery: Delivery | None = None
 
     @property
@@ -127,7 +129,9 @@ class Gateway:
             InputError: If the purpose is not a word.
         """
         caller = asker.caller
-        return self.service.authorize(caller.principal, asker.purpose, caller.credential)
+        return self.service.authorize(
+            caller.principal, asker.purpose, caller.credential, caller.until
+        )
 
     async def start(self, asker: Asker, asked: Asked) -> tuple[Ticket, Started]:
         """Begin an answer; one that nobody waits for any more is cancelled.

@@ -31,6 +31,10 @@ class ServerBusy(IntarsiaError):  # noqa: N818 - a state, not a fault
     """Everybody together has too many requests at once."""
 
 
+class NotReady(IntarsiaError):  # noqa: N818 - a state
+    """The server cannot answer; its words are for the log."""
+
+
 class TooLarge(IntarsiaError):  # noqa: N818 - a limit, not a fault
     """A body is longer than the gateway takes."""
 
@@ -112,7 +116,7 @@ def failure_from(error: Exception) -> Failure:
         message = "server: has no room now; try again in a moment"
         return Failure(status=503, kind="server_error", message=message, headers=_RETRY)
     note(error)
-    if isinstance(error, StorageError):
+    if isinstance(error, StorageError | NotReady):
         return Failure(status=503, kind="server_error", message=_OURS.message, headers=_RETRY)
     return _OURS
 

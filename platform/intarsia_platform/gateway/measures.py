@@ -108,12 +108,15 @@ class _EngineFigures(Collector):
             "waiting": ("Requests that wait for a slot.", found.waiting),
             "free_slots": ("Slots of the cache that nobody holds.", found.free),
             "cache_bytes": ("Bytes of the cache.", found.cache_bytes),
+            "prefix_bytes": ("Bytes of kept beginnings of prompts.", found.prefix_bytes),
         }
         for name, (words, value) in gauges.items():
             yield GaugeMetricFamily(f"intarsia_engine_{name}", words, value=value)
         counts = {
             "tokens": ("Tokens answered.", found.tokens),
             "calls": ("Calls of the model.", found.calls),
+            "prefix_hits": ("Pieces of prompts that were not computed again.", found.prefix_hits),
+            "prefix_misses": ("Pieces of prompts that were not kept.", found.prefix_misses),
         }
         for name, (words, value) in counts.items():
             yield CounterMetricFamily(f"intarsia_engine_{name}", words, value=value)

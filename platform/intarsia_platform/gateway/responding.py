@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from intarsia_platform.answering.answers import Started
 from intarsia_platform.gateway.asking import Asked
 from intarsia_platform.gateway.core import Asker, Gateway
+from intarsia_platform.gateway.delivery import Inbox
 from intarsia_platform.gateway.failures import Failure, TooSlow, failure_from, failure_of_end
 from intarsia_platform.gateway.shapes import (
     ALIVE,
@@ -28,9 +29,8 @@ from intarsia_platform.gateway.shapes import (
     told_of,
     usage_of,
 )
-from intarsia_platform.serving.streams import Finish, Token
+from intarsia_platform.serving.streams import Finish
 
-_ALIVE_SECONDS = 15.0
 _LAST_WORD_SECONDS = 5.0
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -45,6 +45,7 @@ class _Running:
 
     started: Started
     shape: AnswerShape
+    inbox: Inbox
     tokens: int = 0
     finish: Finish | None = None
 
@@ -119,9 +120,12 @@ class AnswerResponse(Response):
             async with self._begun() as running:
                 if self._asked.stream:
                     return await self._stream(running, send)
-                text = "".join([text async for text in self._texts(running)])
+                texts = []
+                while running.finish is None:
+                    texts.append(await self._text(running))
                 finish, failure = running.end
         if failure is None:
+            text = "".join(text or "" for text in texts)
             body = running.shape.whole(text, finish, running.usage)
             await Response(body, media_type="application/json")(scope, receive, send)
         return failure
@@ -131,8 +135,12 @@ class AnswerResponse(Response):
         self._streaming = True
         await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
         await _write(send, shape.beginning())
-        async for text in self._texts(running):
-            await _write(send, shape.piece(text) if text else ALIVE)
+        while running.finish is None:
+            text = await self._text(running)
+            if text is None:
+                await _write(send, ALIVE)
+            elif text:
+                await _write(send, shape.piece(text))
         finish, failure = running.end
         if failure is None:
             usage = shape.usage(running.usage) if self._asked.usage else b""
@@ -149,33 +157,30 @@ class AnswerResponse(Response):
             chat=self._asked.chat,
             told=told_of(started, self._gateway.settings.telling),
         )
-        running = _Running(started=started, shape=shape)
+        inbox = self._gateway.delivery.follow(started.stream)
+        running = _Running(started=started, shape=shape, inbox=inbox)
         self._gateway.running.add(started.stream)
         try:
             yield running
         finally:
             self._gateway.running.discard(started.stream)
+            inbox.close()
             started.stream.cancel()
             measures = self._gateway.measures
             measures.tokens.labels("prompt").inc(started.prompt_tokens)
             measures.tokens.labels("answer").inc(running.tokens)
             measures.answers.labels(str(running.finish or Finish.CANCELLED)).inc()
 
-    async def _texts(self, running: _Running) -> AsyncIterator[str]:
-        """Text as it comes, joined where several pieces wait; an empty one after a quiet while."""
-        inbox = self._gateway.delivery.follow(running.started.stream)
-        while running.finish is None:
-            events: list[Token] = []
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_ALIVE_SECONDS):
-                    events = await inbox.take()
-            if events and not running.tokens:
-                self._gateway.measures.first_token.observe(time.monotonic() - self._began)
-            running.tokens += sum(event.token is not None for event in events)
-            running.finish = events[-1].finish if events else None
-            text = "".join(event.text for event in events)
-            if text or not events:
-                yield text
+    async def _text(self, running: _Running) -> str | None:
+        """The text that has come since, perhaps none of it; None after a quiet while."""
+        events = await running.inbox.take()
+        if not events:
+            return None
+        if not running.tokens:
+            self._gateway.measures.first_token.observe(time.monotonic() - self._began)
+        running.tokens += sum(event.token is not None for event in events)
+        running.finish = events[-1].finish
+        return "".join([event.text for event in events])
 
 
 async def _write(send: Send, data: bytes, *, more: bool = True) -> None:

@@ -26,11 +26,13 @@ from intarsia_platform.gateway.asking import (
     completion_asked,
 )
 from intarsia_platform.gateway.core import Asker, Gateway, asker_of
+from intarsia_platform.gateway.failures import NotReady
 from intarsia_platform.gateway.responding import AnswerResponse
 from intarsia_platform.gateway.shapes import model_shape
 from intarsia_platform.registry.epoch import read_epoch
 
 EMBEDDED_TEXTS = 64
+_READY_SECONDS = 5
 
 
 def openai_routes(gateway: Gateway) -> APIRouter:
@@ -88,11 +90,19 @@ def plain_routes(gateway: Gateway) -> APIRouter:
 
     @router.get("/health/live")
     async def live() -> Response:
+        if not gateway.service.alive:
+            raise NotReady("engine", "its thread has ended", "start the server again")
         return JSONResponse({"status": "live"})
 
     @router.get("/health/ready")
     async def ready() -> Response:
-        await asyncio.wait_for(gateway.run(partial(_look, gateway.service)), timeout=5)
+        if trouble := gateway.keeper.trouble:
+            raise NotReady("server", trouble, "start it again if it stays so")
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                await gateway.run(partial(_look, gateway.service))
+        except TimeoutError:
+            raise NotReady("database", "does not answer", "see what holds it") from None
         return JSONResponse({"status": "ready"})
 
     if gateway.settings.metrics:

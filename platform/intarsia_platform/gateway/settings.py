@@ -33,7 +33,12 @@ class GatewaySettings:
         requests: Requests of everybody at once.
         request_seconds: Longest time for one request, its wait included.
         threads: Threads for what would hold up the event loop: database, retrieval, tokenizer. Each
-            may hold a connection of the database's pool, which has 15.
+            may hold a connection of the database's pool, which keeps 5 open and opens 10 more for
+            as long as they are used; and each takes turns with the engine's thread.
+        look_seconds: How often the engine is looked after.
+        stuck_seconds: How long an engine with requests may do nothing before it counts as stuck;
+            longer than its longest call of the model.
+        idle_seconds: After how long without a request it gives memory back.
         telling: What an answer says of its adapters.
         metrics: Whether there is a page of metrics.
         console: Whether there is a console.
@@ -50,7 +55,10 @@ class GatewaySettings:
     requests_per_principal: int = 8
     requests: int = 256
     request_seconds: float = 300.0
-    threads: int = 8
+    threads: int = 4
+    look_seconds: float = 5.0
+    stuck_seconds: float = 60.0
+    idle_seconds: float = 60.0
     telling: Telling = Telling.ALL
     metrics: bool = True
     console: bool = True
@@ -70,7 +78,8 @@ class GatewaySettings:
                 raise InputError(name, getattr(self, name), "use a whole number from 1")
         if self.prompt_tokens < 0:
             raise InputError("prompt_tokens", self.prompt_tokens, "use a whole number from 0")
-        for name in ("body_seconds", "request_seconds"):
+        times = ("body_seconds", "request_seconds", "look_seconds", "stuck_seconds", "idle_seconds")
+        for name in times:
             seconds = getattr(self, name)
             if not (math.isfinite(seconds) and seconds > 0):
                 raise InputError(name, seconds, "use a number of seconds above 0")

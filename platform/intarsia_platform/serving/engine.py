@@ -131,6 +131,11 @@ class Engine:
                 closed=self._closed,
             )
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs; asks for no lock, so that a stuck engine can be told."""
+        return self._thread.is_alive()
+
     def submit(self, request: Request) -> Stream:
         """Take a request. The caller's own thread reads adapters that are not in memory yet.
 

@@ -148,6 +148,21 @@ def test_a_ticket_is_good_for_one_answer(service, own_records):
             again()
 
 
+def test_what_others_hold_is_not_told_to_whom_there_is_no_room_for(home, settings):
+    with open_service(home, settings=settings()) as small:
+        size = ask(small, "sea").used and small._machine.bank.size
+    with open_service(home, settings=settings(bank_bytes=size)) as small:
+        started = small.start(
+            small.authorize("bob"), "Once", parse_use("farm"), Sampling(max_tokens=90)
+        )
+        with started.stream as stream:
+            stream.get(10)
+            with pytest.raises(EngineBusy, match="adapters: have no room now"):
+                ask(small, "sea")
+        stream.read()
+        assert ask(small, "sea").tokens == 6
+
+
 def test_a_forged_ticket_gets_nothing(service):
     more = service.authorize("all").adapters
     forged = dataclasses.replace(service.authorize("ann"), adapters=more)
@@ -205,6 +220,30 @@ def test_groups_come_change_and_go_without_a_restart(service, home, new, own_rec
         # Equal records give an equal adapter, which may be used again.
         groups.add(new("sea"))
         assert ask(service, "sea") == before
+
+
+def test_the_epoch_has_risen_before_an_adapter_leaves_the_bank(service, home, new, own_records):
+    bank, seen = service._machine.bank, []
+    used = {name: ask(service, name, principal="all").used[0].digest for name in ("sea", "vault")}
+    before = service._office.epoch()
+    # Told by the bank itself while it drops one.
+    bank.on_drop(lambda digest: seen.append((digest, service._office.epoch())))
+    with open_groups(home) as groups:
+        groups.update("sea", add=own_records("farm", 2))
+        groups.remove("vault")
+    assert seen == [] and set(used.values()) <= set(bank.digests)
+    service.forget_departed()
+    assert {digest for digest, _ in seen} == set(used.values())
+    assert all(epoch > before for _, epoch in seen)
+    assert not set(used.values()) & set(bank.digests)
+
+
+def test_resting_gives_back_copies_and_changes_no_answer(service):
+    before = ask(service, "farm,sea")
+    assert service._machine._served.copied_bytes > 0
+    service.rest()
+    assert service._machine._served.copied_bytes == 0
+    assert ask(service, "farm,sea") == before
 
 
 def test_removed_descriptors_leave_memory(service, home):

@@ -295,7 +295,7 @@ def test_nothing_is_left_running_when_the_driver_goes(tmp_path):
                 # Ctrl-C in a terminal reaches Ray's processes too, which are in the same group.
                 (os.killpg if how is signal.SIGINT else os.kill)(driver.pid, how)
             for how, (driver, token, folder) in drivers.items():
-                _, errors = driver.communicate(timeout=30)
+                _, errors = driver.communicate(timeout=90)
                 assert driver.returncode != 0
                 assert ("KeyboardInterrupt" in errors) == (how is signal.SIGINT)
                 assert wait_until(lambda token=token: not processes_with(token))

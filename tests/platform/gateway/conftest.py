@@ -207,6 +207,22 @@ def service(departments: Departments) -> Iterator[Any]:
         yield opened
 
 
+@pytest.fixture
+def own_service(base: str, departments: Departments, tmp_path: Path) -> Iterator[Any]:
+    """A service of a copy of the home, to be broken."""
+    from intarsia_platform.answering.service import ServiceSettings, open_service
+    from intarsia_platform.home import Home
+
+    home = Home.open(departments.copy(tmp_path / "own").path)
+    # A process serves a folder's base once.
+    place = shutil.copytree(base, tmp_path / "base")
+    # Each row by itself: nothing is measured, so that it begins at once.
+    settings = ServiceSettings(max_rows=4, alone=True)
+    with open_service(home, base=str(place), settings=settings) as opened:
+        opened.prepare()
+        yield opened
+
+
 @pytest.fixture(scope="session")
 def in_thread(
     departments: Departments, service: Any
@@ -214,7 +230,9 @@ def in_thread(
     """Serves the home in a thread of this process."""
 
     @contextmanager
-    def serve(*, tokens: Any = None, drain: int = 5, **limits: Any) -> Iterator[Served]:
+    def serve(
+        *, tokens: Any = None, drain: int = 5, own: Any = None, **limits: Any
+    ) -> Iterator[Served]:
         from intarsia_platform.access.keys import ApiKeys
         from intarsia_platform.gateway.app import create_app
         from intarsia_platform.gateway.callers import Callers
@@ -223,15 +241,16 @@ def in_thread(
 
         ready = threading.Event()
         with bind("127.0.0.1", 0) as taken:
-            callers = Callers(ApiKeys(service.database), tokens)
-            app = create_app(service, callers, GatewaySettings(**{"max_tokens": 2000, **limits}))
+            answering = own or service
+            callers = Callers(ApiKeys(answering.database), tokens)
+            app = create_app(answering, callers, GatewaySettings(**{"max_tokens": 2000, **limits}))
             server = GatewayServer(app, ready=ready.set, drain_seconds=drain)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
             thread.start()
             try:
                 assert ready.wait(30)
                 url = url_of(taken, tls=False)
-                yield Served(url, departments, app=app, service=service, server=server)
+                yield Served(url, departments, app=app, service=answering, server=server)
             finally:
                 server.should_exit = True
                 thread.join()

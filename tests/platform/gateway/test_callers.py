@@ -93,6 +93,46 @@ def test_keys_and_tokens_both_name_a_principal(
             Callers(keys).identify(token(key))
 
 
+def test_a_token_tells_when_it_ends_and_a_key_does_not(
+    key: ed25519.Ed25519PrivateKey, tokens: BearerTokens, tmp_path: Path
+):
+    now = datetime.datetime.now(datetime.UTC)
+    with open_database(Home.open(tmp_path / "home").database_url) as database:
+        keys = ApiKeys(database)
+        callers = Callers(keys, tokens)
+        assert callers.identify(keys.create("ben")[1]).until is None
+        ends = int(now.timestamp()) + 40
+        assert callers.identify(token(key, exp=ends)).until == ends
+        assert callers.identify(token(key, exp=10**30)).until == 1 << 50
+        # The issuer's clock is trusted with a token's beginning, not with its end.
+        with pytest.raises(AccessError, match="credential: is not valid here"):
+            callers.identify(token(key, exp=int(now.timestamp()) - 5))
+        later = Callers(keys, tokens, clock=lambda: float(ends))
+        with pytest.raises(AccessError, match="credential: is not valid here"):
+            later.identify(token(key, exp=ends))
+
+
+def test_a_token_that_ends_ends_what_runs_under_it(
+    key: ed25519.Ed25519PrivateKey, tokens: BearerTokens, in_thread: Any
+):
+    from intarsia_platform.access.audit import AuditLog
+
+    with in_thread(tokens=tokens) as served, served.http("ben") as http:
+        ends = int(datetime.datetime.now(datetime.UTC).timestamp()) + 3
+        headers = {"Authorization": f"Bearer {token(key, exp=ends)}"}
+        body = {"model": "legal", "prompt": "the contract", "max_tokens": 1900, "stream": True}
+        with http.stream("POST", "/v1/completions", json=body, headers=headers) as answer:
+            lines = [line for line in answer.iter_lines() if line.startswith("data: ")]
+        told = json.loads(lines[-1].removeprefix("data: "))
+        assert told["error"]["code"] == "revoked"
+        assert len(lines) > 2
+        again = http.get("/v1/models", headers=headers)
+        assert again.status_code == 401
+        entry = AuditLog(served.service.database).entries(last=1)[0]
+        assert entry.event["finish"] == "revoked" and entry.event["tokens"] < 1900
+        assert entry.created_at.timestamp() >= ends
+
+
 def test_a_token_asks_over_http(
     key: ed25519.Ed25519PrivateKey, tokens: BearerTokens, in_thread: Any
 ):

@@ -48,3 +48,41 @@ def test_a_loop_that_is_closed_cancels_the_stream():
     loop.close()
     stream.put(Token(token=1, text="x"))
     assert stream.cancelled
+
+
+def test_steps_that_are_close_are_delivered_together():
+    stream = Stream(lambda: None)
+
+    async def main() -> list[list[int | None]]:
+        inbox = Delivery(asyncio.get_running_loop(), pause=0.2).follow(stream)
+        takes = []
+        stream.put(Token(token=0, text="0"))
+        for place in (1, 2, 3):
+            if place == 1:
+                takes.append(await inbox.take())
+            stream.put(Token(token=place, text=str(place)))
+            await asyncio.sleep(0)
+        takes.append(await inbox.take())
+        inbox.close()
+        return [[event.token for event in events] for events in takes]
+
+    # The first at once, those within the pause with the next delivery.
+    assert asyncio.run(main()) == [[0], [1, 2, 3]]
+
+
+def test_a_quiet_stream_gives_nothing_now_and_then():
+    stream = Stream(lambda: None)
+
+    async def main() -> list[list[Token]]:
+        inbox = Delivery(asyncio.get_running_loop(), quiet=0.05).follow(stream)
+        takes = [await inbox.take(), await inbox.take()]
+        stream.put(Token(token=1, text="x"))
+        takes.append(await inbox.take())
+        inbox.close()
+        # A closed one keeps no timer on the loop.
+        await asyncio.sleep(0.1)
+        return takes
+
+    quiet, again, event = asyncio.run(asyncio.wait_for(main(), 30))
+    assert (quiet, again) == ([], [])
+    assert [one.token for one in event] == [1]
