@@ -119,7 +119,7 @@ def describe(
         drawn = np.sort(generator.permutation(len(texts))[:DESCRIBED_TEXTS])
         texts = [texts[place] for place in drawn]
     rows = encoder.encode(texts)
-    pieces = [_piece(text, generator) for text in texts]
+    pieces = [probe_of(text, generator) for text in texts]
     shorter = [place for place, text in enumerate(texts) if pieces[place] != text]
     probes = rows.copy()
     if shorter:
@@ -147,7 +147,16 @@ def read_descriptor(data: bytes) -> Descriptor:
     return found
 
 
-def _piece(text: str, generator: np.random.Generator) -> str:
+def probe_of(text: str, generator: np.random.Generator) -> str:
+    """A piece of a text as long as a prompt is.
+
+    Args:
+        text: The text.
+        generator: Says where the piece begins.
+
+    Returns:
+        :data:`PROBE_WORDS` words that follow each other; the text itself where it has no more.
+    """
     words = text.split()
     if len(words) <= PROBE_WORDS:
         return text

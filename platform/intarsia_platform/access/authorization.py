@@ -17,12 +17,18 @@ from intarsia_platform.access.ticket import GrantedAdapter, Ticket, TicketMint
 from intarsia_platform.registry.database import Database
 from intarsia_platform.registry.epoch import read_epoch
 
+# So many adapters together were judged when the ticket was issued.
+_PAIR = 2
+
 
 class Authorizer:
     """Authorises principals and lets tickets in; safe to share between threads.
 
-    Formal guarantee: :meth:`admit` lets each ticket in at most once in the life of this object;
-    other processes remember for themselves.
+    Formal guarantees: :meth:`admit` lets each ticket in at most once in the life of this object;
+    other processes remember for themselves. :meth:`standing` says what judging anew would say:
+    while the epoch is a ticket's own, no right of it was taken away, each of its adapters and each
+    pair was judged when it was issued, and whatever ends by the clock ends the ticket. So one or
+    two adapters need no second judgement then; more are always judged together.
 
     Args:
         database: The registry's database.
@@ -55,7 +61,14 @@ class Authorizer:
         self._admitted: set[str] = set()
         self._leaving: list[tuple[float, str]] = []
 
-    def authorize(self, principal: str, purpose: str = "", *, credential: str = "") -> Ticket:
+    def authorize(
+        self,
+        principal: str,
+        purpose: str = "",
+        *,
+        credential: str = "",
+        until: float | None = None,
+    ) -> Ticket:
         """Decide what a principal may use, and issue a ticket for it.
 
         Args:
@@ -63,18 +76,23 @@ class Authorizer:
             purpose: What for, as policies may ask.
             credential: Identifier of the API key that the principal came with; once that is
                 revoked or expired the ticket does not stand any more.
+            until: When what the principal came with ends, in seconds since 1970; None where
+                nothing else does.
 
         Returns:
-            The ticket; it ends with its lifetime, with the first of its adapters or with its
-            credential, whichever is first. It may grant nothing: then only the base is left.
+            The ticket; it ends with its lifetime, with the first of its adapters, with its
+            credential or at ``until``, whichever is first. It may grant nothing: then only the base
+            is left.
 
         Raises:
             AccessError: If the principal is not known, or the credential does not hold.
-            InputError: If the purpose is not a word.
+            InputError: If the purpose is not a word, or ``until`` is not finite.
         """
         now = self._clock()
         judgement = self._judge.judge(principal, purpose, _moment(now))
         ends = [now + self._lifetime]
+        if until is not None:
+            ends.append(until)
         if judgement.expires_at is not None:
             ends.append(judgement.expires_at.timestamp())
         if credential:
@@ -152,6 +170,8 @@ class Authorizer:
             return False
         if any(used.issuperset(pair) for pair in ticket.apart):
             return False
+        if len(used) <= _PAIR and self.epoch() == ticket.epoch:
+            return True
         moment = _moment(now)
         return self._credential_holds(ticket, moment) and self._judge.allows_together(
             ticket.principal, ticket.purpose, used, moment

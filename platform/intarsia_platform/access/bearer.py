@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import jwt
 from intarsia_client.errors import InputError, StorageError
 
+from intarsia_platform.access.caller import Caller
 from intarsia_platform.access.entities import is_word
 from intarsia_platform.access.refusal import not_authenticated
 
@@ -30,6 +31,8 @@ LEEWAY_SECONDS = 30
 KEEP_SECONDS = 300
 RETRY_SECONDS = 30
 _TIMEOUT_SECONDS = 10
+# Later than any ticket ends, and still a number of seconds.
+_FAR = 1 << 50
 _RSA_BITS = 2048
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -47,6 +50,7 @@ class BearerTokens:
         audience: For whom it must have been issued.
         principal_claim: The claim that names the principal.
         clock: Seconds that only rise, for the age of the keys.
+        now: Seconds since 1970, for the end of tokens.
 
     Raises:
         InputError: If an argument is empty, or the URL is of another kind.
@@ -60,6 +64,7 @@ class BearerTokens:
         principal_claim: str = "sub",
         *,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """Keep the arguments; nothing is read yet."""
         if not (issuer and audience and principal_claim):
@@ -69,19 +74,21 @@ class BearerTokens:
         self._audience = audience
         self._claim = principal_claim
         self._clock = clock
+        self._now = now
         self._lock = threading.Lock()
         self._keys: Mapping[str | None, jwt.PyJWK] = {}
         self._tried_at: float | None = None
         self._read_at: float | None = None
 
-    def verify(self, token: str) -> str:
+    def verify(self, token: str) -> Caller:
         """Find out for whom a token stands.
 
         Args:
             token: What the caller presented, without ``Bearer``.
 
         Returns:
-            The principal.
+            The principal, and when the token ends: what it began ends then, too, so that a clock
+            that goes wrong is forgiven at a token's beginning only.
 
         Raises:
             AccessError: If it does not hold, in the same words whatever is wrong with it.
@@ -102,12 +109,13 @@ class BearerTokens:
                 leeway=LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud", self._claim]},
             )
-        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            until = float(min(int(claims["exp"]), _FAR))
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
             raise not_authenticated() from None
         principal = claims.get(self._claim)
-        if not isinstance(principal, str) or not is_word(principal):
+        if not isinstance(principal, str) or not is_word(principal) or until <= self._now():
             raise not_authenticated()
-        return principal
+        return Caller(principal=principal, until=until)
 
     def _key(self, key_id: str | None) -> jwt.PyJWK | None:
         with self._lock:

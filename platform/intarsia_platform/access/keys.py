@@ -20,6 +20,7 @@ from intarsia_client.files import bytes_digest
 from sqlalchemy import Connection, Row, insert, select, update
 
 from intarsia_platform.access.audit import append_entry
+from intarsia_platform.access.caller import Caller
 from intarsia_platform.access.entities import is_word
 from intarsia_platform.access.refusal import not_authenticated, shown
 from intarsia_platform.registry.access_tables import ApiKeyTable
@@ -59,19 +60,6 @@ class ApiKey:
             Whether it is neither revoked nor expired.
         """
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Caller:
-    """Who a credential stands for.
-
-    Args:
-        principal: The principal.
-        credential: The key's identifier, for the ticket.
-    """
-
-    principal: str
-    credential: str
 
 
 class ApiKeys:

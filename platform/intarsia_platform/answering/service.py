@@ -32,7 +32,6 @@ from intarsia_platform.answering.bases import choose_base
 from intarsia_platform.answering.machine import Machine
 from intarsia_platform.answering.prompts import Message, Prompt, Prompts, retrieval_text
 from intarsia_platform.answering.settings import ServiceSettings
-from intarsia_platform.answering.tickets import TicketOffice
 from intarsia_platform.answering.trail import AuditTrail, request_event, used_event
 from intarsia_platform.answering.use import Use, UseKind
 from intarsia_platform.groups.signing import SigningKey
@@ -61,14 +60,14 @@ class AnsweringService:
     Args:
         database: The home's database.
         machine: The base with all that answers.
-        office: Gives and admits tickets.
+        authorizer: Gives and admits tickets.
     """
 
-    def __init__(self, database: Database, machine: Machine, office: TicketOffice) -> None:
+    def __init__(self, database: Database, machine: Machine, authorizer: Authorizer) -> None:
         """Keep the parts; the engine begins with the first answer."""
         self._database = database
         self._machine = machine
-        self._office = office
+        self._authorizer = authorizer
         self._policies = PolicyStore(database)
         self._prompts = Prompts(machine.base, machine.row_tokens)
         self._trail = AuditTrail(database)
@@ -149,7 +148,9 @@ class AnsweringService:
             InputError: If the purpose is not a word.
         """
         with self._trail.refusals(_caller_event(principal, purpose, credential)):
-            return self._office.authorize(principal, purpose, credential=credential, until=until)
+            return self._authorizer.authorize(
+                principal, purpose, credential=credential, until=until
+            )
 
     def models(self, ticket: Ticket) -> tuple[ModelEntry, ...]:
         """What a caller may ask for.
@@ -164,7 +165,7 @@ class AnsweringService:
         Raises:
             AccessError: If the ticket does not hold.
         """
-        if not self._office.standing(ticket, ()):
+        if not self._authorizer.standing(ticket, ()):
             raise bad_ticket()
         served = self._machine.library.servable(ticket.digests)
         entries = [
@@ -361,12 +362,10 @@ def open_service(
         granted = _granted(database, log, principal, purpose) if principal else frozenset()
         groups = Groups(database, store).list()
         chosen = choose_base(groups, base=base, classes=settings.classes, granted=granted)
-        mint = open_mint(home)
-        authorizer = Authorizer(database, mint, lifetime_seconds=settings.ticket_seconds)
-        office = TicketOffice(authorizer, mint)
+        authorizer = Authorizer(database, open_mint(home), lifetime_seconds=settings.ticket_seconds)
         signing = SigningKey.open(home.path / "keys")
-        machine = Machine(chosen, database, store, signing, office, settings)
-        service = AnsweringService(database, machine, office)
+        machine = Machine(chosen, database, store, signing, authorizer, settings)
+        service = AnsweringService(database, machine, authorizer)
         try:
             yield service
         finally:

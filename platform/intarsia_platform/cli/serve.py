@@ -216,8 +216,9 @@ def _serve(settings: Settings, serving: _Serving) -> None:
 
 
 def _serve_replicas(settings: Settings, serving: _Serving) -> None:
-    from intarsia_platform.serving_cluster.replicas import serve_replicas, served_base
+    from intarsia_platform.serving_cluster.replicas import running_replicas, served_base
     from intarsia_platform.serving_cluster.settings import ReplicaPlan, ReplicaSettings
+    from intarsia_platform.serving_cluster.signals import until_signalled
 
     check_json_place(settings)
     plan = ReplicaPlan(
@@ -236,7 +237,7 @@ def _serve_replicas(settings: Settings, serving: _Serving) -> None:
         present(settings, result, line)
         sys.stdout.flush()
 
-    serve_replicas(
+    replicas = running_replicas(
         plan,
         ReplicaSettings(replicas=serving.replicas, gpus_per_replica=serving.gpus_per_replica),
         host=serving.host,
@@ -244,8 +245,8 @@ def _serve_replicas(settings: Settings, serving: _Serving) -> None:
         drain_seconds=serving.drain_seconds,
         certificate=serving.certificate,
         key=serving.key,
-        ready=ready,
     )
+    until_signalled(replicas, ready)
 
 
 def _warn_of_clear_text(host: str, *, tls: bool) -> None:

@@ -12,11 +12,11 @@ from typing import TypeVar
 from intarsia_client.errors import InputError
 from starlette.requests import Request
 
+from intarsia_platform.access.caller import Caller
 from intarsia_platform.access.ticket import Ticket
 from intarsia_platform.answering.answers import Started
 from intarsia_platform.answering.service import AnsweringService
 from intarsia_platform.gateway.asking import Asked
-from intarsia_platform.gateway.callers import Caller
 from intarsia_platform.gateway.delivery import Delivery
 from intarsia_platform.gateway.keeping import Keeper
 from intarsia_platform.gateway.measures import Measures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 
 from intarsia_client.base_model import BaseModel
@@ -41,6 +42,19 @@ def settled_encoder(settings: GroupSettings) -> GroupSettings:
     return dataclasses.replace(settings, encoder=found)
 
 
+@lru_cache(maxsize=1)
+def sentence_encoder() -> MiniLMEncoder:
+    """The encoder of sentences, read once by a process, whoever asks in it.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        InputError: If it is not installed.
+    """
+    return MiniLMEncoder()
+
+
 def encoder_of(base: BaseModel, settings: GroupSettings) -> TextEncoder:
     """The encoder that settled settings name.
 
@@ -54,7 +68,7 @@ def encoder_of(base: BaseModel, settings: GroupSettings) -> TextEncoder:
     Raises:
         InputError: If it is not installed.
     """
-    return MiniLMEncoder() if settings.encoder == "minilm" else BaseModelEncoder(base)
+    return sentence_encoder() if settings.encoder == "minilm" else BaseModelEncoder(base)
 
 
 def describe_texts(base: BaseModel, texts: Sequence[str], settings: GroupSettings) -> Descriptor:

@@ -6,6 +6,7 @@ a Gaussian is fitted to all of them without a single text's vector leaving its s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -155,10 +156,7 @@ def joined(parts: Iterable[Moments]) -> Moments:
     Returns:
         The moments.
     """
-    first, *others = parts
-    for one in others:
-        first = first.plus(one)
-    return first
+    return functools.reduce(Moments.plus, parts)
 
 
 def _impossible(what: str) -> InputError:

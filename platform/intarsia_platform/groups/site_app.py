@@ -9,9 +9,7 @@ was chosen.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,10 @@ from intarsia_client.errors import InputError
 from intarsia_client.shards import shard_of
 from intarsia_client.wire import FloatArray
 from intarsia_continual.descriptors.base import DescriptorMethod
-from intarsia_continual.descriptors.catalog import PROBE_WORDS, find_method
-from intarsia_continual.encoders import BaseModelEncoder, MiniLMEncoder, TextEncoder
+from intarsia_continual.descriptors.catalog import find_method, probe_of
+from intarsia_continual.encoders import BaseModelEncoder, TextEncoder
 
+from intarsia_platform.groups.describing import sentence_encoder
 from intarsia_platform.groups.moments import LEAST_TEXTS, Moments
 
 QUESTION = "question"
@@ -232,7 +231,7 @@ def _encoded(question: Question, context: Context) -> _Texts:
         drawn = np.sort(generator.permutation(len(texts))[: question.most])
         texts = [texts[place] for place in drawn]
     encoder = _encoder(question)
-    pieces = [_piece(text, generator) for text in texts]
+    pieces = [probe_of(text, generator) for text in texts]
     return _Texts(
         encoder=encoder.digest,
         rows=encoder.encode(texts),
@@ -243,24 +242,9 @@ def _encoded(question: Question, context: Context) -> _Texts:
 
 def _encoder(question: Question) -> TextEncoder:
     if question.encoder == "minilm":
-        return _sentences()
+        return sentence_encoder()
     base = load_base(question.base, task=question.task, labels=question.labels, seed=question.seed)
     return BaseModelEncoder(base)
-
-
-@lru_cache(maxsize=1)
-def _sentences() -> MiniLMEncoder:
-    # Read once by a process, whose sites share it.
-    return MiniLMEncoder()
-
-
-def _piece(text: str, generator: np.random.Generator) -> str:
-    """As many words of a text as a prompt has, begun anywhere."""
-    words: Sequence[str] = text.split()
-    if len(words) <= PROBE_WORDS:
-        return text
-    begin = int(generator.integers(len(words) - PROBE_WORDS + 1))
-    return " ".join(words[begin : begin + PROBE_WORDS])
 
 
 def _left_out_scores(

@@ -58,7 +58,26 @@ def train_group(
     settings = settled(settings, base)
     modules = linear_modules(base, settings.target_modules or "all-linear")
     start = empty_adapter(base, modules)
-    assignment = TrainAssignment(
+    assignment = group_assignment(base, settings, start)
+    shard = DataShard(client=_CLIENT, records=records, digest=records_digest(records))
+    return LocalTrainer(base).train(shard, assignment, start, tell=tell).trained
+
+
+def group_assignment(
+    base: BaseModel, settings: GroupSettings, start: Adapter, *, how: str = "fresh"
+) -> TrainAssignment:
+    """What a client is told that trains a group's adapter, as the one client of the one round.
+
+    Args:
+        base: The base model.
+        settings: Settled ones.
+        start: Where it begins, and which modules it adapts.
+        how: One of :data:`intarsia_client.assignment.START_KINDS`.
+
+    Returns:
+        The assignment.
+    """
+    return TrainAssignment(
         run=_CLIENT,
         round=1,
         rounds=1,
@@ -73,7 +92,7 @@ def train_group(
         rank=settings.rank,
         lora_alpha=settings.alpha_over_rank * settings.rank,
         target_modules=tuple(start.modules),
-        start="fresh",
+        start=how,
         training=TrainingParameters(
             epochs=settings.epochs,
             batch_size=settings.batch_size,
@@ -81,8 +100,6 @@ def train_group(
             max_length=settings.max_length,
         ),
     )
-    shard = DataShard(client=_CLIENT, records=records, digest=records_digest(records))
-    return LocalTrainer(base).train(shard, assignment, start, tell=tell).trained
 
 
 def settled(settings: GroupSettings, base: BaseModel) -> GroupSettings:

@@ -128,7 +128,6 @@ class Engine:
                 prefix_hits=prefixes.hits,
                 prefix_misses=prefixes.misses,
                 prefix_bytes=prefixes.bytes,
-                closed=self._closed,
             )
 
     @property

@@ -47,7 +47,6 @@ class Statistics:
         prefix_hits: Whole pieces of prompts that were copied and not computed.
         prefix_misses: Whole pieces that were looked for and not there.
         prefix_bytes: Bytes of kept prompts' beginnings.
-        closed: Whether it has ended, and answers nothing any more.
     """
 
     running: int
@@ -59,4 +58,3 @@ class Statistics:
     prefix_hits: int = 0
     prefix_misses: int = 0
     prefix_bytes: int = 0
-    closed: bool = False

@@ -52,8 +52,7 @@ class Replica:
         Raises:
             RuntimeError: If its engine has ended.
         """
-        statistics = self.service.statistics
-        if statistics is None or statistics.closed:
+        if not self.service.alive:
             raise RuntimeError("the engine of this replica has ended")
 
     def close(self) -> None:

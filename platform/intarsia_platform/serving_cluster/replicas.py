@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +37,6 @@ _HEALTH_SECONDS = 5.0
 _LAST_SECONDS = 5.0
 _CONSTRUCTOR_RETRIES = 3
 _LOOK_SECONDS = 1.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def served_base(plan: ReplicaPlan) -> BaseChoice:
@@ -120,72 +117,6 @@ def running_replicas(
         with _quiet():
             _end(serve, drain_seconds)
             connection.close()
-
-
-def serve_replicas(
-    plan: ReplicaPlan,
-    settings: ReplicaSettings,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    drain_seconds: float = 30.0,
-    certificate: Path | None = None,
-    key: Path | None = None,
-    ready: Callable[[str], None],
-) -> None:
-    """Run replicas until SIGINT or SIGTERM comes, then end in order; for the main thread.
-
-    Args:
-        plan: As :func:`running_replicas`.
-        settings: As :func:`running_replicas`.
-        host: As :func:`running_replicas`.
-        port: As :func:`running_replicas`.
-        drain_seconds: As :func:`running_replicas`.
-        certificate: As :func:`running_replicas`.
-        key: As :func:`running_replicas`.
-        ready: Called with the URL when all replicas are ready.
-
-    Raises:
-        IntarsiaError: As :func:`running_replicas`.
-    """
-    with (
-        _signals() as (started, stop),
-        running_replicas(
-            plan,
-            settings,
-            host=host,
-            port=port,
-            drain_seconds=drain_seconds,
-            certificate=certificate,
-            key=key,
-        ) as url,
-    ):
-        started.set()
-        ready(url)
-        stop.wait()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Take the signals that end a server.
-
-    Yields:
-        An event to be set when everything has started: before that, a signal raises
-        KeyboardInterrupt, so that what has started ends. And one that a signal sets.
-    """
-    started, stop = threading.Event(), threading.Event()
-
-    def noticed(*_: object) -> None:
-        stop.set()
-        if not started.is_set():
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, noticed) for number in _SIGNALS}
-    try:
-        yield started, stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _ray_serve() -> Any:

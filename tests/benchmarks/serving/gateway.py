@@ -179,7 +179,7 @@ def engine_way(service: Any, clients: int, tokens: int) -> dict[str, Any]:
     begun = time.perf_counter(), time.process_time()
     streams = []
     for row in range(clients):
-        ticket = service._office.authorize(f"u{row}")
+        ticket = service._authorizer.authorize(f"u{row}")
         choices = [Choice(digest=ticket.named(f"a{row}").digest, weight=1.0)]
         sampling = Sampling(max_tokens=tokens)
         request = Request(ticket=ticket, prompt=prompt_of(row), choices=choices, sampling=sampling)

@@ -63,16 +63,18 @@ def tokens(tmp_path, private):
 
 @pytest.mark.parametrize("name", ["rsa", "ec", "ed"])
 def test_each_kind_of_key_verifies(tokens, private, name):
-    assert tokens.verify(signed(private, name)) == "ann"
-    assert tokens.verify(signed(private, name, aud=["other", AUDIENCE])) == "ann"
+    assert tokens.verify(signed(private, name)).principal == "ann"
+    assert tokens.verify(signed(private, name, aud=["other", AUDIENCE])).principal == "ann"
 
 
 def test_the_claim_that_names_the_principal_can_be_chosen(tmp_path, private):
     path = tmp_path / "jwks.json"
     path.write_text(json.dumps(key_set(private, "ed")))
     tokens = BearerTokens(str(path), ISSUER, AUDIENCE, "email")
-    assert tokens.verify(signed(private, "ed", email="ann@example.com")) == "ann@example.com"
-    assert tokens.verify(signed(private, "ed", headers={}, email="a@b")) == "a@b"
+    assert (
+        tokens.verify(signed(private, "ed", email="ann@example.com")).principal == "ann@example.com"
+    )
+    assert tokens.verify(signed(private, "ed", headers={}, email="a@b")).principal == "a@b"
     with pytest.raises(AccessError):
         tokens.verify(signed(private, "ed"))
 
@@ -80,9 +82,9 @@ def test_the_claim_that_names_the_principal_can_be_chosen(tmp_path, private):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"exp": 1}, {"exp": None}, {"exp": "soon"}, {"nbf": 2**40}, {"iss": "https://other"},
-        {"iss": None}, {"aud": "other"}, {"aud": None}, {"aud": []}, {"sub": None}, {"sub": ""},
-        {"sub": "a\nb"}, {"sub": "x" * 256}, {"iat": 2**40},
+        {"exp": 1}, {"exp": None}, {"exp": "soon"}, {"exp": float("inf")}, {"nbf": 2**40},
+        {"iss": "https://other"}, {"iss": None}, {"aud": "other"}, {"aud": None}, {"aud": []},
+        {"sub": None}, {"sub": ""}, {"sub": "a\nb"}, {"sub": "x" * 256}, {"iat": 2**40},
     ],
     ids=str,
 )  # fmt: skip
@@ -141,7 +143,7 @@ def test_keys_that_must_not_be_used_are_not(tmp_path, private):
     path = tmp_path / "jwks.json"
     path.write_text(json.dumps({"keys": [*keys, public("ed", *private["ed"])]}))
     tokens = BearerTokens(path, ISSUER, AUDIENCE)
-    assert tokens.verify(signed(private, "ed")) == "ann"
+    assert tokens.verify(signed(private, "ed")).principal == "ann"
     bad = [
         jwt.encode(claims(), b"s" * 32, algorithm="HS256", headers={"kid": "oct"}),
         signed(private, "ec", headers={"kid": "seal"}),
@@ -188,12 +190,12 @@ def test_a_new_key_is_found_but_not_asked_for_at_every_token(tmp_path, private):
     path, clock = tmp_path / "jwks.json", Clock()
     path.write_text(json.dumps(key_set(private, "rsa")))
     tokens = BearerTokens(path, ISSUER, AUDIENCE, clock=clock)
-    assert tokens.verify(signed(private, "rsa")) == "ann"
+    assert tokens.verify(signed(private, "rsa")).principal == "ann"
     path.write_text(json.dumps(key_set(private, "ec")))
     with pytest.raises(AccessError):
         tokens.verify(signed(private, "ec"))
     clock.now = 31
-    assert tokens.verify(signed(private, "ec")) == "ann"
+    assert tokens.verify(signed(private, "ec")).principal == "ann"
     with pytest.raises(AccessError):
         tokens.verify(signed(private, "rsa"))
 
@@ -205,7 +207,7 @@ def test_while_the_set_cannot_be_read_the_last_one_stays(tmp_path, private):
     tokens.verify(signed(private, "rsa"))
     path.unlink()
     clock.now = 1000
-    assert tokens.verify(signed(private, "rsa")) == "ann"
+    assert tokens.verify(signed(private, "rsa")).principal == "ann"
     path.write_text(json.dumps(key_set(private, "ec")))
     clock.now = 1031
     with pytest.raises(AccessError):
@@ -245,8 +247,21 @@ def test_a_url_is_asked_once_and_redirections_are_not_followed(served, private):
     address, asked = served
     tokens = BearerTokens(f"{address}/keys", ISSUER, AUDIENCE)
     for _ in range(3):
-        assert tokens.verify(signed(private, "ed")) == "ann"
+        assert tokens.verify(signed(private, "ed")).principal == "ann"
     assert asked == ["/keys"]
     with pytest.raises(StorageError, match="302"):
         BearerTokens(f"{address}/moved", ISSUER, AUDIENCE).verify(signed(private, "ed"))
     assert asked == ["/keys", "/moved"]
+
+
+def test_a_token_ends_when_it_says_so_without_leeway(tmp_path, private):
+    path = tmp_path / "jwks.json"
+    path.write_text(json.dumps(key_set(private, "ed")))
+    ends = int(time.time()) + 40
+    seen = [float(ends) - 0.5]
+    tokens = BearerTokens(path, ISSUER, AUDIENCE, now=lambda: seen[-1])
+    assert tokens.verify(signed(private, "ed", exp=ends)).until == ends
+    assert tokens.verify(signed(private, "ed", exp=10**30)).until == 1 << 50
+    seen.append(float(ends))
+    with pytest.raises(AccessError, match="credential: is not valid here"):
+        tokens.verify(signed(private, "ed", exp=ends))

@@ -225,9 +225,9 @@ def test_groups_come_change_and_go_without_a_restart(service, home, new, own_rec
 def test_the_epoch_has_risen_before_an_adapter_leaves_the_bank(service, home, new, own_records):
     bank, seen = service._machine.bank, []
     used = {name: ask(service, name, principal="all").used[0].digest for name in ("sea", "vault")}
-    before = service._office.epoch()
+    before = service._authorizer.epoch()
     # Told by the bank itself while it drops one.
-    bank.on_drop(lambda digest: seen.append((digest, service._office.epoch())))
+    bank.on_drop(lambda digest: seen.append((digest, service._authorizer.epoch())))
     with open_groups(home) as groups:
         groups.update("sea", add=own_records("farm", 2))
         groups.remove("vault")

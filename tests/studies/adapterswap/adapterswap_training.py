@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from intarsia_client.assignment import TrainAssignment, TrainingParameters
 from intarsia_client.base_model import BaseModel
 from intarsia_client.errors import InputError
 from intarsia_client.files import bytes_digest, canonical_json
@@ -24,7 +23,7 @@ from intarsia_client.shards import DataShard
 from intarsia_client.training import LocalTrainer
 from intarsia_client.wire import Adapter
 from intarsia_platform.groups.rows import GroupSettings
-from intarsia_platform.groups.training import settled, train_group
+from intarsia_platform.groups.training import group_assignment, settled, train_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,33 +127,10 @@ class Workshop:
         Returns:
             The adapter after them.
         """
-        settings, base = self.settings, self.base
-        assignment = TrainAssignment(
-            run="group",
-            round=1,
-            rounds=1,
-            client="group",
-            nonce="",
-            seed=settings.seed,
-            base=base.base,
-            base_digest=base.digest,
-            start_digest=adapter_digest(before),
-            task=base.task,
-            labels=base.labels,
-            rank=settings.rank,
-            lora_alpha=settings.alpha_over_rank * settings.rank,
-            target_modules=tuple(before.modules),
-            start="residual",
-            training=TrainingParameters(
-                epochs=settings.epochs,
-                batch_size=settings.batch_size,
-                learning_rate=settings.learning_rate,
-                max_length=settings.max_length,
-            ),
-        )
-        shard = DataShard(client="group", records=records, digest=records_digest(records))
+        assignment = group_assignment(self.base, self.settings, before, how="residual")
+        shard = DataShard(client=assignment.client, records=records, digest=records_digest(records))
         begun = time.process_time()
-        done = LocalTrainer(base).train(shard, assignment, before)
+        done = LocalTrainer(self.base).train(shard, assignment, before)
         return Trained(
             adapter=done.trained,
             steps=int(done.update.manifest.metrics["steps"]),
