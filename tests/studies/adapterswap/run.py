@@ -9,117 +9,21 @@ goes on where it stopped. ``--report`` only writes the tables and plots of what 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import threading
-import time
-from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapterswap_cells import keep_results, read_results, take_results
 from adapterswap_data import base_path, draw_groups
 from adapterswap_study import Cell, Study, read_study
 from intarsia_client.errors import IntarsiaError
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "shared"))
 
-
-class Workers:
-    """Some processes that take cells from one queue.
-
-    Args:
-        count: How many processes.
-        home: Where results are kept.
-        shared: The folder of shared data.
-    """
-
-    def __init__(self, count: int, home: Path, shared: Path) -> None:
-        self._lock = threading.Lock()
-        self._seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-        self._done = self._total = 0
-        self.failed: list[str] = []
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, HERE / "adapterswap_worker.py", home, shared],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-            for _ in range(count)
-        ]
-
-    def run(self, cells: Sequence[Cell]) -> None:
-        """Run cells until all of them are finished or failed."""
-        queue = deque(cells)
-        self._total = len(queue)
-        threads = [
-            threading.Thread(target=self._serve, args=(process, queue), daemon=True)
-            for process in self._processes
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for cell in queue:
-            self.failed.append(f"{cell.title}: no worker is left")
-
-    def close(self) -> None:
-        """Let every process end; one that is in the middle of a cell is stopped."""
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.wait()
-
-    def _serve(self, process: subprocess.Popen[str], queue: deque[Cell]) -> None:
-        if process.stdin is None or process.stdout is None:
-            return
-        while True:
-            with self._lock:
-                if not queue:
-                    return
-                cell = queue.popleft()
-            begun = time.monotonic()
-            try:
-                process.stdin.write(json.dumps(asdict(cell)) + "\n")
-                process.stdin.flush()
-                line = process.stdout.readline()
-            except OSError:
-                line = ""
-            told = json.loads(line) if line else {"error": "the worker ended"}
-            with self._lock:
-                self._note(cell, told, time.monotonic() - begun, queue)
-            if not line:
-                return
-
-    def _note(
-        self, cell: Cell, told: Mapping[str, Any], seconds: float, to_go: Sequence[Cell]
-    ) -> None:
-        self._done += 1
-        if "error" in told:
-            self.failed.append(f"{cell.title}: {told['error']}")
-            say(f"FAILED {self.failed[-1]}")
-            return
-        self._seconds[cell.cost_class].append(seconds)
-        say(
-            f"[{self._done}/{self._total}] {cell.title}: {seconds:.0f} s; "
-            f"about {self._to_go(to_go) / 60:.0f} min to go"
-        )
-
-    def _to_go(self, cells: Sequence[Cell]) -> float:
-        everything = [one for seconds in self._seconds.values() for one in seconds]
-        overall = sum(everything) / len(everything)
-        total = 0.0
-        for cell in cells:
-            seen = self._seconds.get(cell.cost_class, [])
-            total += sum(seen) / len(seen) if seen else overall
-        return total / len(self._processes)
+from cell_workers import Workers, say  # noqa: E402
+from kept_cells import keep_results, read_results, take_results  # noqa: E402
 
 
 def with_data(study: Study, shared: Path) -> tuple[Study, list[str]]:
@@ -159,18 +63,13 @@ def run(study: Study, options: argparse.Namespace) -> list[str]:
     say(f"{len(cells)} cells to run, {len(study.cells())} in all")
     if not cells:
         return []
-    workers = Workers(min(options.workers, len(cells)), options.home, options.shared)
+    command = (HERE / "adapterswap_worker.py", options.home, options.shared)
+    workers = Workers(command, min(options.workers, len(cells)), len(study.cells()))
     try:
         workers.run(cells)
     finally:
         workers.close()
     return workers.failed
-
-
-def say(line: str) -> None:
-    """Tell whoever waits."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 def main() -> int:

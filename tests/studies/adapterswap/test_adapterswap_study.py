@@ -21,14 +21,8 @@ from intarsia_platform.groups.rows import GroupSettings
 
 HERE = Path(__file__).resolve().parent
 # The driver's files are a script's, not a package's.
-sys.path.append(str(HERE))
+sys.path += [str(HERE), str(HERE.parent / "shared")]
 
-from adapterswap_cells import (  # noqa: E402
-    keep_results,
-    read_results,
-    take_results,
-    write_result,
-)
 from adapterswap_data import RecordGroups, draw_groups  # noqa: E402
 from adapterswap_parts import (  # noqa: E402
     BASE,
@@ -50,6 +44,7 @@ from adapterswap_study import PARTS, Cell, Study, read_study  # noqa: E402
 from adapterswap_summary import Figure, figures, shown  # noqa: E402
 from adapterswap_tables import MISSING, as_csv, as_markdown, value_text  # noqa: E402
 from adapterswap_training import Workshop  # noqa: E402
+from kept_cells import read_results, write_result  # noqa: E402
 
 FULL = read_study(HERE / "study.toml", reduced=False)
 REDUCED = read_study(HERE / "study.toml", reduced=True)
@@ -371,20 +366,6 @@ def test_values_are_written_with_their_errors() -> None:
     assert value_text(replace(one, unit="perplexity", values=(20.0,))) == "20.0*"
     assert value_text(None) == MISSING
     assert shown(FULL.datasets[0], [-1.0, -3.0]) == pytest.approx(math.exp(2.0))
-
-
-def test_finished_cells_travel_in_one_file(tmp_path: Path) -> None:
-    cells = FULL.cells()[:3]
-    for number, cell in enumerate(cells):
-        write_result(tmp_path / "one", cell, {"seconds": number / 3})
-    archive = tmp_path / "finished.jsonl"
-    assert keep_results(tmp_path / "one", archive) == 3
-    write_result(tmp_path / "two", cells[0], {"seconds": 7.0})
-    assert take_results(archive, tmp_path / "two") == 2
-    assert read_results(tmp_path / "two") == {
-        **read_results(tmp_path / "one"),
-        cells[0].key: {"seconds": 7.0},
-    }
 
 
 def test_the_driver_says_what_is_absent_and_reports_all_the_same(

@@ -17,7 +17,7 @@ from typing import Any
 
 from intarsia_client.assignment import TrainingParameters
 from intarsia_client.base_model import BaseModel, linear_modules, load_base
-from intarsia_client.errors import InputError
+from intarsia_client.errors import FederationError, InputError
 from intarsia_client.evaluation import evaluate
 from intarsia_client.peft_files import encode_adapter
 from intarsia_client.records import Record
@@ -44,10 +44,6 @@ _lower_layers: dict[str, Outputs] = {}
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
-class CellError(Exception):
-    """A cell whose clients could not do what they were asked."""
-
-
 @dataclass
 class _Traffic:
     """Bytes of one cell."""
@@ -72,7 +68,7 @@ def run_cell(cell: Cell, shared: Path) -> dict[str, Any]:
 
     Raises:
         InputError: If data is absent.
-        CellError: If a client failed.
+        FederationError: If a client failed.
     """
     begun = time.process_time()
     texts = read_texts(cell.dataset, shared)
@@ -229,7 +225,7 @@ class _Run:
         while pending:
             for reply in self._grid.pull_messages(pending):
                 if reply.has_error():
-                    raise CellError(reply.error.reason)
+                    raise FederationError("client", reply.error.reason, "run the cell again")
                 pending.discard(reply.metadata.reply_to_message_id)
                 replies.append(reply)
         return replies
@@ -259,7 +255,9 @@ class _Run:
         found = [strategy.measurement(reply) for reply in self._replies(messages)]
         measured = [asdict(one) for one in found if one is not None]
         if len(measured) < len(nodes):
-            raise CellError(f"{len(nodes) - len(measured)} clients measured nothing")
+            raise FederationError(
+                "measuring", f"{len(measured)} of {len(nodes)} clients", "run the cell again"
+            )
         return {
             "round": number,
             "measure": _mean([float(one[self._cell.dataset.measure]) for one in measured]),

@@ -9,8 +9,8 @@ from typing import Any
 
 import figures
 import tables
-from finished import best_rates
 from intarsia_client.files import write_bytes
+from learning_rates import best_rates
 from study import Study
 from summary import Setting, summarise
 

@@ -9,19 +9,13 @@ from pathlib import Path
 
 import pytest
 from intarsia_aggregators.catalog import CATALOG
-from intarsia_client.files import write_bytes
 
 HERE = Path(__file__).resolve().parent
 # The driver's files are a script's, not a package's.
-sys.path.append(str(HERE))
+sys.path += [str(HERE), str(HERE.parent / "shared")]
 
-from finished import (  # noqa: E402
-    best_rates,
-    cell_file,
-    keep_results,
-    read_results,
-    take_results,
-)
+from kept_cells import read_results, take_results  # noqa: E402
+from learning_rates import best_rates  # noqa: E402
 from study import (  # noqa: E402
     CENTRAL,
     LOCAL,
@@ -168,22 +162,6 @@ def test_variants_are_run_where_the_configuration_says() -> None:
     for cell in variants:
         within = cell.federation == FULL.federations[1]
         assert cell.row == LOCAL or cell.row.everywhere or within
-
-
-def test_finished_cells_travel_in_one_file(tmp_path: Path) -> None:
-    cells = FULL.tuning_cells()[:3]
-    for number, cell in enumerate(cells):
-        told = {"cell": asdict(cell), "result": {"loss": number / 3}}
-        write_bytes(cell_file(tmp_path / "one", cell), json.dumps(told).encode())
-    archive = tmp_path / "finished.jsonl"
-    assert keep_results(tmp_path / "one", archive) == 3
-    assert take_results(archive, tmp_path / "two") == 3
-    assert read_results(tmp_path / "two") == read_results(tmp_path / "one")
-    write_bytes(cell_file(tmp_path / "two", cells[0]), b'{"result": {"loss": 7.0}}')
-    assert take_results(archive, tmp_path / "two") == 0
-    assert read_results(tmp_path / "two")[cells[0].key] == {"loss": 7.0}
-    assert take_results(archive, tmp_path / "three", only={cells[1].key}) == 1
-    assert set(read_results(tmp_path / "three")) == {cells[1].key}
 
 
 def test_the_reduced_study_finds_all_its_learning_rates_among_the_finished_cells(

@@ -1,27 +1,55 @@
-"""Finished cells: where they lie, how they travel, the learning rates that follow from them."""
+"""Finished cells of a study: where they lie, and how they travel to another machine."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from intarsia_client.files import canonical_json, write_bytes
-from study import Cell, Row, Study
 
 
-def cell_file(home: Path, cell: Cell) -> Path:
+class Cell(Protocol):
+    """One run of a study; a frozen dataclass."""
+
+    @property
+    def key(self) -> str:
+        """Names what the cell is made of."""
+
+    @property
+    def title(self) -> str:
+        """One line for a person."""
+
+    @property
+    def cost_class(self) -> tuple[object, ...]:
+        """Cells of one class take about as long."""
+
+
+def cell_file(home: Path, key: str) -> Path:
     """Where a finished cell lies.
 
     Args:
         home: The study's home.
-        cell: The cell.
+        key: The cell's key.
 
     Returns:
         A JSON file's path.
     """
-    return home / "cells" / f"{cell.key}.json"
+    return home / "cells" / f"{key}.json"
+
+
+def write_result(home: Path, cell: Cell, result: Mapping[str, Any]) -> None:
+    """Keep a finished cell, whole or not at all.
+
+    Args:
+        home: The study's home.
+        cell: The cell.
+        result: What came of it.
+    """
+    told = {"cell": asdict(cell), "result": result}  # type: ignore[call-overload]
+    write_bytes(cell_file(home, cell.key), json.dumps(told, indent=1).encode() + b"\n")
 
 
 def read_results(home: Path) -> dict[str, dict[str, Any]]:
@@ -47,8 +75,8 @@ def keep_results(home: Path, archive: Path) -> int:
         How many cells.
     """
     found = _finished(home)
-    lines = [canonical_json({"key": key, **told}) for key, told in found.items()]
-    write_bytes(archive, b"".join(line + b"\n" for line in lines))
+    lines = [canonical_json({"key": key, **told}) + b"\n" for key, told in found.items()]
+    write_bytes(archive, b"".join(lines))
     return len(lines)
 
 
@@ -67,7 +95,7 @@ def take_results(archive: Path, home: Path, *, only: Collection[str] | None = No
     for line in archive.read_text().splitlines():
         told = json.loads(line)
         key = told.pop("key")
-        path = home / "cells" / f"{key}.json"
+        path = cell_file(home, key)
         if not path.exists() and (only is None or key in only):
             write_bytes(path, canonical_json(told) + b"\n")
             taken += 1
@@ -77,31 +105,3 @@ def take_results(archive: Path, home: Path, *, only: Collection[str] | None = No
 def _finished(home: Path) -> dict[str, dict[str, Any]]:
     paths = sorted((home / "cells").glob("*.json"))
     return {path.stem: json.loads(path.read_text()) for path in paths}
-
-
-def best_rates(
-    study: Study, results: Mapping[str, Mapping[str, Any]]
-) -> dict[tuple[str, Row], float]:
-    """Choose each row's learning rate by its tuning cells.
-
-    Args:
-        study: The study.
-        results: From cells' keys to what they gave.
-
-    Returns:
-        From data set's name and row to the rate; a row with an unfinished tuning cell is absent.
-        Of a row that cannot run on a data set, the first rate.
-    """
-    found: dict[tuple[str, Row], list[tuple[float, float]]] = {}
-    missing: set[tuple[str, Row]] = set()
-    for cell in study.tuning_cells():
-        place = (cell.dataset.name, cell.row)
-        told = results.get(cell.key)
-        if told is None:
-            missing.add(place)
-            continue
-        worse = told.get(cell.dataset.measure, float("inf"))
-        if cell.dataset.measure == "accuracy":
-            worse = -told.get("accuracy", 0.0)
-        found.setdefault(place, []).append((worse, cell.learning_rate))
-    return {place: min(tried)[1] for place, tried in found.items() if place not in missing}
