@@ -16,6 +16,8 @@ settings.load_profile("intarsia")
 # Tests run in as many processes as there are cores: threads of theirs would only wait for each
 # other, spinning. What sets its own number of threads is not touched. PyTorch reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing here is read from a hub, and a name that is not there shall not be looked for.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # Test files anywhere below share what lies beside this one.
 sys.path.append(str(Path(__file__).parent))

@@ -13,8 +13,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from intarsia_platform.registry.database import open_database
-from sqlalchemy import URL, create_engine, make_url, text
+from intarsia_platform.registry.database import Database, open_database
+from sqlalchemy import URL, create_engine, inspect, make_url, text
 
 GIVEN = "INTARSIA_TEST_POSTGRESQL_URL"
 # The server refuses to run as root.
@@ -63,44 +63,36 @@ def server() -> Iterator[URL]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class Databases:
-    """Empty databases at the newest schema, copies of one that was migrated once.
+class EmptyDatabase:
+    """A database at the newest schema, migrated once and emptied after each use.
 
     Args:
-        url: A database of the server that they are made on.
+        url: A database of the server that it is made on.
     """
 
     def __init__(self, url: URL) -> None:
-        self._url = url
         self._engine = create_engine(url, isolation_level="AUTOCOMMIT")
-        self._template = self._named()
-        self._execute(f"CREATE DATABASE {self._template}")
-        open_database(self._text(self._template)).close()
+        self._name = f"intarsia_test_{uuid.uuid4().hex}"
+        self._execute(f"CREATE DATABASE {self._name}")
+        self._url = url.set(database=self._name).render_as_string(hide_password=False)
 
     @contextlib.contextmanager
-    def empty(self) -> Iterator[str]:
-        """A database that lives as long as the context.
+    def opened(self) -> Iterator[Database]:
+        """The database, empty.
 
         Yields:
-            Its URL.
+            It, open.
         """
-        name = self._named()
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {self._template}")
-        try:
-            yield self._text(name)
-        finally:
-            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+        with open_database(self._url) as database:
+            yield database
+            with database.begin() as connection:
+                tables = set(inspect(connection).get_table_names()) - {"alembic_version"}
+                connection.execute(text(f"TRUNCATE {', '.join(sorted(tables))} CASCADE"))
 
     def close(self) -> None:
-        """Remove the template."""
-        self._execute(f"DROP DATABASE {self._template} WITH (FORCE)")
+        """Remove it."""
+        self._execute(f"DROP DATABASE {self._name} WITH (FORCE)")
         self._engine.dispose()
-
-    def _named(self) -> str:
-        return f"intarsia_test_{uuid.uuid4().hex}"
-
-    def _text(self, name: str) -> str:
-        return self._url.set(database=name).render_as_string(hide_password=False)
 
     def _execute(self, statement: str) -> None:
         with self._engine.connect() as connection:

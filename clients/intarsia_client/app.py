@@ -3,6 +3,9 @@
 One app for simulation and production. What it trains on comes from the node's own configuration,
 never from the server: ``client`` and a prepared shard in a simulation, ``client`` and ``data`` (a
 file) on an edge node; see :mod:`intarsia_client.shards`.
+
+On an edge node each message starts a process. What only training and measuring need is imported by
+them, which takes some seconds of a core: a node that says its name does without.
 """
 
 from __future__ import annotations
@@ -13,15 +16,14 @@ import secrets
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from intarsia_client.assignment import TrainAssignment
-from intarsia_client.base_model import BaseModel, load_base
 from intarsia_client.client_state import ClientState
 from intarsia_client.errors import InputError, IntegrityError
-from intarsia_client.evaluation import Evaluation, evaluate
 from intarsia_client.files import bytes_digest
 from intarsia_client.messages import (
     METRICS,
@@ -32,9 +34,13 @@ from intarsia_client.messages import (
 from intarsia_client.privacy import BudgetExceeded
 from intarsia_client.shards import DataShard, shard_of
 from intarsia_client.start import assigned_start
-from intarsia_client.training import LocalTrainer, TrainedRound
 from intarsia_client.transport import decode_broadcast
 from intarsia_client.wire import Adapter, PrivacySpend
+
+if TYPE_CHECKING:
+    from intarsia_client.base_model import BaseModel
+    from intarsia_client.evaluation import Evaluation
+    from intarsia_client.training import TrainedRound
 
 DESCRIPTION = "description"
 """The record of :func:`describe`'s reply: ``client``, and ``records`` to train on."""
@@ -161,6 +167,8 @@ def evaluate_global(message: Message, context: Context) -> Message:
 def _measured(
     message: Message, context: Context, assignment: TrainAssignment, adapter: Adapter
 ) -> Message:
+    from intarsia_client.evaluation import evaluate
+
     shard = shard_of(context.node_config, "test")
     metrics: dict[str, int | float | list[int] | list[float]] = {"examples": 0}
     if shard is not None and shard.records:
@@ -187,6 +195,8 @@ def _train(
     history: list[PrivacySpend],
     state: ClientState,
 ) -> TrainedRound:
+    from intarsia_client.training import LocalTrainer
+
     return LocalTrainer(_base(assignment)).train(
         _shard(context, assignment),
         assignment,
@@ -223,6 +233,8 @@ def _state(context: Context) -> ClientState:
 
 
 def _base(assignment: TrainAssignment) -> BaseModel:
+    from intarsia_client.base_model import load_base
+
     return load_base(
         assignment.base, task=assignment.task, labels=assignment.labels, seed=assignment.seed
     )

@@ -11,12 +11,12 @@ from intarsia_platform.registry.database import Database, open_database
 
 
 @pytest.fixture(scope="session")
-def postgresql_databases() -> Iterator[postgresql_server.Databases]:
-    """Databases on a PostgreSQL server that lives as long as the session."""
+def postgresql_database() -> Iterator[postgresql_server.EmptyDatabase]:
+    """A database on a PostgreSQL server that lives as long as the session."""
     with postgresql_server.server() as url:
-        databases = postgresql_server.Databases(url)
-        yield databases
-        databases.close()
+        database = postgresql_server.EmptyDatabase(url)
+        yield database
+        database.close()
 
 
 @pytest.fixture(params=["sqlite", *([] if postgresql_server.missing() else ["postgresql"])])
@@ -26,6 +26,6 @@ def any_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Dat
         with open_database(f"sqlite:///{tmp_path}/intarsia.db") as opened:
             yield opened
         return
-    databases: postgresql_server.Databases = request.getfixturevalue("postgresql_databases")
-    with databases.empty() as url, open_database(url) as opened:
+    database: postgresql_server.EmptyDatabase = request.getfixturevalue("postgresql_database")
+    with database.opened() as opened:
         yield opened

@@ -3,25 +3,17 @@
     python killed_group.py BASE
 
 Reads jobs from standard input, one JSON object a line: ``home``, ``what`` (``add`` or
-``update``), ``point`` and what the group is made of; answers each with the exit code. Each job
-runs in a forked child, since the libraries take long to import. The kill comes from inside, so
-that every point is met exactly.
+``update``), ``point`` and what the group is made of; answers each with the exit code.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-import os
-import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from intarsia_client.base_model import load_base
+from deadly import after, answer_jobs, die
 from intarsia_client.files import atomic_file, bytes_digest
 from intarsia_client.records import Record
 from intarsia_platform.groups import pending, publishing
@@ -30,25 +22,6 @@ from intarsia_platform.groups.rows import GroupSettings
 from intarsia_platform.home import Home
 from intarsia_platform.registry.store import ContentStore
 from sqlalchemy import event
-
-
-def die(*_: object, **__: object) -> Any:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def after(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
-    """The function, followed by death when it was called so often."""
-    made = 0
-
-    def deadly(*arguments: Any, **options: Any) -> Any:
-        nonlocal made
-        result = function(*arguments, **options)
-        made += 1
-        if made == calls:
-            die()
-        return result
-
-    return deadly
 
 
 def half_written(store: ContentStore, data: bytes) -> Any:
@@ -103,23 +76,5 @@ def run(job: dict[str, Any]) -> None:
             lifecycle.update("wards", remove=records, tell=tell)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    # Every child has it from here.
-    load_base(sys.argv[1], task="causal-lm")
-    importlib.import_module("model_signing")
-    for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            try:
-                run(json.loads(line))
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    answer_jobs(sys.argv[1], run, "model_signing")

@@ -155,9 +155,13 @@ def test_a_served_group_is_federated_changed_and_removed_without_a_restart(
 
 
 def test_what_left_the_registry_leaves_the_services_memory(
-    home, keys, federate, with_canary, site_texts, llama
+    home, keys, federated, order_of, deaf, write_study, with_canary, site_texts, llama, tmp_path
 ):
-    before = federate(with_canary)
+    def federate(name, texts):
+        order = order_of(write_study(tmp_path / name, texts))
+        return federated.federate(order, observer=deaf).group
+
+    before = federate("before", with_canary)
     joined = compose(home, "wards")
     settings = ServiceSettings(max_rows=2, alone=True)
     with open_service(home, base=llama, settings=settings) as service:
@@ -171,15 +175,15 @@ def test_what_left_the_registry_leaves_the_services_memory(
         found = ask("auto", site_texts()["south"][0])
         assert [one.name for one in found.used] == ["wards"]
         kept = service._machine
-        assert {before["adapter"], joined} <= set(kept.bank.digests)
-        assert before["descriptor"]["digest"] in kept.descriptors.digests
-        after = federate(site_texts())
-        assert ask("wards").used[0].digest == after["adapter"]
-        assert not {before["adapter"], joined} & set(kept.bank.digests)
-        assert before["descriptor"]["digest"] not in kept.descriptors.digests
+        assert {before.adapter_digest, joined} <= set(kept.bank.digests)
+        assert before.descriptor_digest in kept.descriptors.digests
+        after = federate("after", site_texts())
+        assert ask("wards").used[0].digest == after.adapter_digest
+        assert not {before.adapter_digest, joined} & set(kept.bank.digests)
+        assert before.descriptor_digest not in kept.descriptors.digests
         with pytest.raises(AccessError):
             ask("joined")
         with open_groups(home) as lifecycle:
             lifecycle.remove("wards")
         assert ask("auto").used == ()
-        assert after["adapter"] not in kept.bank.digests
+        assert after.adapter_digest not in kept.bank.digests

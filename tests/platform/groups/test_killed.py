@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from deadly import killed_by
 from intarsia_client.records import Record
 from intarsia_platform.groups.lifecycle import NewGroup, open_groups
 from intarsia_platform.groups.rows import GroupSettings
@@ -36,23 +33,12 @@ def first(llama, records, tmp_path_factory):
 @pytest.fixture(scope="module")
 def die(llama, records):
     """Does one thing in a process that kills itself at a point."""
-    with subprocess.Popen(
-        [sys.executable, str(SCRIPT), llama],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-             "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as server:  # fmt: skip
-
-        def ask(home, what, point):
-            texts = [CANARY, *(record.text for record in records)]
-            job = {"home": str(home.path), "what": what, "point": point, "base": llama,
-                   "texts": texts if what == "add" else [CANARY], "settings": SETTINGS}  # fmt: skip
-            server.stdin.write(json.dumps(job) + "\n")
-            server.stdin.flush()
-            assert server.stdout.readline() == "-9\n"
-
-        yield ask
-        server.stdin.close()
+    everything = [CANARY, *(record.text for record in records)]
+    with killed_by(SCRIPT, llama) as ask:
+        yield lambda home, what, point: ask(
+            home=str(home.path), what=what, point=point, base=llama, settings=SETTINGS,
+            texts=everything if what == "add" else [CANARY],
+        )  # fmt: skip
 
 
 def _group(llama, records):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from deadly import killed_by
 from intarsia_platform.groups.federating import open_federated_groups
 from intarsia_platform.groups.lifecycle import open_groups
 from intarsia_platform.home import Home
@@ -44,21 +41,8 @@ def whole(studies, order_of, deaf, tmp_path_factory):
 @pytest.fixture(scope="module")
 def die(llama):
     """Federates in a process that kills itself at a point."""
-    with subprocess.Popen(
-        [sys.executable, str(SCRIPT), llama],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-             "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as server:  # fmt: skip
-
-        def ask(home, study, point):
-            job = {"home": str(home.path), "study": str(study), "point": point}
-            server.stdin.write(json.dumps(job) + "\n")
-            server.stdin.flush()
-            assert server.stdout.readline() == "-9\n"
-
-        yield ask
-        server.stdin.close()
+    with killed_by(SCRIPT, llama) as ask:
+        yield lambda home, study, point: ask(home=str(home.path), study=str(study), point=point)
 
 
 def nothing_is_left(home, owned):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deadly import killed_by
 from intarsia_platform.configuration import SimulationConfiguration, read_configuration
 from intarsia_platform.demo.run import BASE
 from intarsia_platform.planning.client_plan import RankPlan
@@ -34,6 +35,21 @@ def _write(path: Path, counts: Mapping[str, int]) -> None:
         for number in range(count)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="session")
+def kill_at() -> Iterator[Callable[..., None]]:
+    """Runs a simulation in a process that kills itself when a round has reached a state."""
+    script = Path(__file__).with_name("killed_run.py")
+    with killed_by(script, str(BASE)) as ask:
+
+        def kill(state: str, configuration: Path, home: Path, *overrides: str, **mark: str) -> None:
+            ask(
+                configuration=str(configuration), overrides=overrides, home=str(home),
+                state=state, round=2, environment=mark,
+            )  # fmt: skip
+
+        yield kill
 
 
 @pytest.fixture

@@ -1,19 +1,20 @@
-"""Runs a simulation that kills itself with SIGKILL as soon as a round has reached a state.
+"""Runs simulations, each of which kills itself as soon as a round has reached a state.
 
-    python killed_run.py CONFIG HOME STATE ROUND [OVERRIDE …]
+    python killed_run.py BASE
 
-The kill comes from inside, right after the transition is in the database, so that every state is
-met exactly; what dies is the real process, with whatever it had in memory.
+Reads jobs from standard input, one JSON object a line: ``configuration`` and ``overrides``,
+``home``, ``state``, ``round`` and ``environment``, which the run's own processes inherit; answers
+each with the exit code. What dies is a real process, with whatever it had in memory.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from deadly import answer_jobs, die
 from intarsia_platform.configuration import read_configuration
 from intarsia_platform.home import Home
 from intarsia_platform.registry.journal import RunJournal
@@ -36,23 +37,25 @@ class Deaf:
         return lambda *_: None
 
 
-def main() -> None:
-    configuration, home, state, number, *overrides = sys.argv[1:]
-    transition = getattr(RunJournal, TRANSITIONS[state])
+def run(job: dict[str, Any]) -> None:
+    os.environ.update(job["environment"])
+    name = TRANSITIONS[job["state"]]
+    transition = getattr(RunJournal, name)
 
     def deadly(self: RunJournal, round_number: int, *args: Any, **options: Any) -> Any:
+        # Right after the transition is in the database.
         result = transition(self, round_number, *args, **options)
-        if round_number == int(number):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if round_number == job["round"]:
+            die()
         return result
 
-    setattr(RunJournal, TRANSITIONS[state], deadly)
+    setattr(RunJournal, name, deadly)
     simulate(
-        read_configuration(Path(configuration), overrides),
-        home=Home.open(Path(home)),
+        read_configuration(Path(job["configuration"]), job["overrides"]),
+        home=Home.open(Path(job["home"])),
         observer=Deaf(),
     )
 
 
 if __name__ == "__main__":
-    main()
+    answer_jobs(sys.argv[1], run, "matplotlib.pyplot", "peft")

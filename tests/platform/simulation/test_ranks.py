@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +26,6 @@ PLANNED = (
     "resources.upload_mbps=[1000]",
     "resources.download_mbps=[1000]",
 )
-KILLED_RUN = Path(__file__).parent / "killed_run.py"
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +134,7 @@ def spectrum_of(result: SimulationResult) -> list[Mapping[str, tuple[str, ...]]]
 
 
 def test_later_plans_follow_the_spectrum_and_survive_a_kill(
-    configure, configuration_file, tmp_path, observer
+    configure, configuration_file, tmp_path, observer, kill_at
 ):
     overrides = (
         *PLANNED, "federation.rounds=3", "lora.replan_rounds=1",
@@ -150,12 +145,7 @@ def test_later_plans_follow_the_spectrum_and_survive_a_kill(
     chosen = spectrum_of(whole)
     # Before round 1 all modules are worth the same; what was learned tells them apart.
     assert chosen[0]["poor"] != chosen[1]["poor"]
-    done = subprocess.run(
-        [sys.executable, KILLED_RUN, configuration_file, tmp_path / "two", "accepted", "2",
-         *overrides],
-        env={**os.environ}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    kill_at("accepted", configuration_file, tmp_path / "two", *overrides)
     observer.plans.clear()
     resumed = simulate(
         configure(*overrides), home=Home.open(tmp_path / "two"), resume=True, observer=observer

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,19 +15,6 @@ from intarsia_platform.results import SimulationResult
 from intarsia_platform.simulation.run import simulate
 
 MARK = "INTARSIA_TEST_KILLED_RUN"
-KILLED_RUN = Path(__file__).parent / "killed_run.py"
-
-
-def kill_at(state: str, configuration: Path, home: Path, *overrides: str) -> None:
-    done = subprocess.run(
-        [sys.executable, KILLED_RUN, configuration, home, state, "2", *overrides],
-        env={**os.environ, MARK: str(home)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
 
 # A ledger beside its broadcast, rounding both ways, and clients that keep something of their own.
 BOUNDED = (
@@ -61,7 +44,15 @@ def undisturbed_results() -> dict[tuple[str, ...], SimulationResult]:
     ids=lambda value: {BOUNDED: "bounded", (): "default"}.get(value, str(value)),
 )
 def test_killed_at_any_state_it_ends_with_the_undisturbed_digest(
-    state, left, overrides, undisturbed_results, configure, configuration_file, tmp_path, observer
+    state,
+    left,
+    overrides,
+    undisturbed_results,
+    kill_at,
+    configure,
+    configuration_file,
+    tmp_path,
+    observer,
 ):
     configuration = configure(*overrides)
     if overrides not in undisturbed_results:
@@ -100,12 +91,13 @@ def exact_digests(home: Home) -> list[str | None]:
 
 @pytest.mark.slow
 def test_killed_with_its_ray_workers_in_the_middle_of_a_round(
-    configure, configuration_file, tmp_path, observer
+    configure, configuration_file, tmp_path, observer, kill_at
 ):
     ray = ("engine.grid=ray", "engine.workers=2")
-    undisturbed = simulate(configure(*ray), home=Home.open(tmp_path / "other"), observer=observer)
+    # The grids give the same bytes; see test_methods.py.
+    undisturbed = simulate(configure(), home=Home.open(tmp_path / "other"), observer=observer)
     home = Home.open(tmp_path / "home")
-    kill_at("accepted", configuration_file, home.path, *ray)
+    kill_at("accepted", configuration_file, home.path, *ray, **{MARK: str(home.path)})
     left_over = wait_until_gone(home.path, seconds=60)
     assert not left_over, left_over
     resumed = simulate(configure(*ray), home=home, resume=True, observer=observer)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,18 +107,3 @@ def test_what_is_wrong_with_a_home_or_an_address_is_told_before_ray_starts(home:
             taken.listen()
             start(port=taken.getsockname()[1], base=str(stories))
     assert not ray.is_initialized()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_start_and_a_server(number: signal.Signals) -> None:
-    from intarsia_platform.serving_cluster.replicas import _signals
-
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), _signals():
-        os.kill(os.getpid(), number)
-    with _signals() as (started, stop):
-        started.set()
-        assert not stop.is_set()
-        os.kill(os.getpid(), number)
-        assert stop.wait(10)
-    assert signal.getsignal(number) is before
