@@ -1,36 +1,116 @@
-"""The learning rates that follow from finished tuning cells."""
+"""The learning rates of the figures, and the cells that they are chosen by.
+
+All rates of a row are tried in one federation. How far a rate takes a federation follows from the
+steps that a client makes in a round and from how many are averaged, so in each other federation
+the best one there is tried again beside its neighbours.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from study import Row, Study
+from study import CENTRAL, LOCAL, Cell, Rates, Row, Study
+
+Results = Mapping[str, Mapping[str, Any]]
+"""From cells' keys to what they gave."""
 
 
-def best_rates(
-    study: Study, results: Mapping[str, Mapping[str, Any]]
-) -> dict[tuple[str, Row], float]:
-    """Choose each row's learning rate by its tuning cells.
+def wide_rates(study: Study, results: Results) -> dict[tuple[str, Row], float]:
+    """Choose each row's learning rate in the federation where all are tried.
 
     Args:
         study: The study.
-        results: From cells' keys to what they gave.
+        results: What is finished.
 
     Returns:
-        From data set's name and row to the rate; a row with an unfinished tuning cell is absent.
-        Of a row that cannot run on a data set, the first rate.
+        From data set's name and row to the rate; a row with an unfinished cell is absent. Of a
+        row that cannot run on a data set, the first rate.
     """
-    found: dict[tuple[str, Row], list[tuple[float, float]]] = {}
-    missing: set[tuple[str, Row]] = set()
+    cells: dict[tuple[str, Row], list[Cell]] = {}
     for cell in study.tuning_cells():
-        place = (cell.dataset.name, cell.row)
+        cells.setdefault((cell.dataset.name, cell.row), []).append(cell)
+    return {
+        place: rate for place, tried in cells.items() if (rate := _best(tried, results)) is not None
+    }
+
+
+def nearby_cells(study: Study, wide: Mapping[tuple[str, Row], float]) -> list[Cell]:
+    """The cells that rates are chosen by in the other federations.
+
+    Args:
+        study: The study.
+        wide: As :func:`wide_rates` gives them; rows that it lacks are left out.
+
+    Returns:
+        The cells, each once.
+    """
+    found = [cell for cells in _nearby(study, wide).values() for cell in cells]
+    return list({cell.key: cell for cell in found}.values())
+
+
+def best_rates(study: Study, results: Results) -> Rates:
+    """Choose each row's learning rate in each federation.
+
+    Args:
+        study: The study.
+        results: What is finished.
+
+    Returns:
+        The rates; absent where a cell that decides it is not finished. Central training knows no
+        federation and has one.
+    """
+    wide = wide_rates(study, results)
+    found: Rates = {}
+    for (name, row), rate in wide.items():
+        for federation in study.federations:
+            if row == CENTRAL or federation == study.tuning_federation:
+                found[name, row, federation] = rate
+    for place, tried in _nearby(study, wide).items():
+        if (rate := _best(tried, results)) is not None:
+            found[place] = rate
+    return found
+
+
+def _nearby(
+    study: Study, wide: Mapping[tuple[str, Row], float]
+) -> dict[tuple[str, Row, Any], list[Cell]]:
+    return {
+        (dataset.name, row, federation): [
+            study.cell(
+                dataset,
+                row,
+                federation,
+                study.tuning_partition,
+                study.tuning_seed,
+                rate,
+                tuning=True,
+            )
+            for rate in _neighbours(dataset.learning_rates, wide[dataset.name, row])
+        ]
+        for dataset in study.datasets
+        for federation in study.federations
+        if federation != study.tuning_federation
+        for row in (LOCAL, *study.rows)
+        if (dataset.name, row) in wide and study.is_run(row, federation)
+    }
+
+
+def _neighbours(rates: Iterable[float], middle: float) -> list[float]:
+    ordered = sorted(rates)
+    place = ordered.index(middle)
+    return ordered[max(0, place - 1) : place + 2]
+
+
+def _best(tried: Iterable[Cell], results: Results) -> float | None:
+    """The rate of the best of some cells, the smaller of equal ones; None before all are there."""
+    worst: list[tuple[float, float]] = []
+    for cell in tried:
         told = results.get(cell.key)
         if told is None:
-            missing.add(place)
-            continue
+            return None
         worse = told.get(cell.dataset.measure, float("inf"))
         if cell.dataset.measure == "accuracy":
             worse = -told.get("accuracy", 0.0)
-        found.setdefault(place, []).append((worse, cell.learning_rate))
-    return {place: min(tried)[1] for place, tried in found.items() if place not in missing}
+        worst.append((worse, cell.learning_rate))
+    return min(worst)[1]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from intarsia_client.errors import InputError
-from learning_rates import best_rates
-from study import Cell, Dataset, Row, Study, read_study
+from learning_rates import best_rates, nearby_cells, wide_rates
+from study import Cell, Dataset, Study, read_study
 from texts import base_path, read_texts
 
 HERE = Path(__file__).resolve().parent
@@ -45,13 +45,37 @@ def chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     return [cell for cell in cells if all(word in cell.title for word in only)]
 
 
-def needed_for_tuning(study: Study, only: Sequence[str]) -> list[Cell]:
-    """The tuning cells of the rows that are run at all."""
-    any_rate = {(cell.dataset.name, cell.row): cell.learning_rate for cell in study.tuning_cells()}
-    wanted: set[tuple[str, Row]] = {
-        (cell.dataset.name, cell.row) for cell in chosen(study.cells(any_rate), only)
+def stages(study: Study, results: Mapping[str, Any], only: Sequence[str]) -> list[list[Cell]]:
+    """What has to be run, in the order in which it has to be.
+
+    Args:
+        study: The study.
+        results: What is finished.
+        only: Words that the titles of the figures' cells have.
+
+    Returns:
+        The cells that learning rates are chosen by in one federation, in the others, and the
+        figures' cells; with some rate where it is not known before the others are finished.
+    """
+    wide = {(cell.dataset.name, cell.row): cell.learning_rate for cell in study.tuning_cells()}
+    wide |= wide_rates(study, results)
+    rates = {
+        (name, row, federation): rate
+        for (name, row), rate in wide.items()
+        for federation in study.federations
     }
-    return [cell for cell in study.tuning_cells() if (cell.dataset.name, cell.row) in wanted]
+    figures = chosen(study.cells(rates | best_rates(study, results)), only)
+    rows = {(cell.dataset.name, cell.row) for cell in figures}
+    places = {(cell.dataset.name, cell.row, cell.federation) for cell in figures}
+    return [
+        [cell for cell in study.tuning_cells() if (cell.dataset.name, cell.row) in rows],
+        [
+            cell
+            for cell in nearby_cells(study, wide)
+            if (cell.dataset.name, cell.row, cell.federation) in places
+        ],
+        figures,
+    ]
 
 
 def run(study: Study, options: argparse.Namespace) -> list[str]:
@@ -66,21 +90,22 @@ def run(study: Study, options: argparse.Namespace) -> list[str]:
     """
     study, absent = with_data(study, options.shared)
     results = read_results(options.home)
-    tuning = needed_for_tuning(study, options.only)
-    guessed = {(cell.dataset.name, cell.row): cell.learning_rate for cell in tuning}
-    guessed |= best_rates(study, results)
-    figures = chosen(study.cells(guessed), options.only)
-    now, later = unfinished(tuning, results), unfinished(figures, results)
-    say(f"{len(now)} cells to choose learning rates by, {len(later)} for the figures")
-    if not now and not later:
+    planned = stages(study, results, options.only)
+    *tuning, figures = (len(unfinished(cells, results)) for cells in planned)
+    say(f"{sum(tuning)} cells to choose learning rates by, {figures} for the figures")
+    if not sum(tuning) and not figures:
         return absent
     command = (HERE / "worker.py", options.home, options.shared)
-    workers = Workers(command, options.workers, len(tuning) + len(figures), shown)
+    workers = Workers(command, options.workers, sum(map(len, planned)), shown)
     try:
-        workers.run(now, later)
-        results |= workers.results
-        figures = chosen(study.cells(best_rates(study, results)), options.only)
-        workers.run(unfinished(figures, results))
+        for stage in range(len(tuning)):
+            now, *later = stages(study, results, options.only)[stage:]
+            rest = [cell for cells in later for cell in unfinished(cells, results)]
+            workers.run(unfinished(now, results), rest)
+            results |= workers.results
+        # Where a cell failed that decides a rate, its figures are left out.
+        last = chosen(study.cells(best_rates(study, results)), options.only)
+        workers.run(unfinished(last, results))
     finally:
         workers.close()
     return [*absent, *workers.failed]

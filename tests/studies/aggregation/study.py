@@ -139,6 +139,10 @@ ENDS = ("central", "local")
 CENTRAL, LOCAL = Row(name="central", method="central"), Row(name="local only", method="local")
 
 
+Rates = dict[tuple[str, Row, Federation], float]
+"""From data set's name, row and federation to the learning rate of the figures."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One training run, with all that decides its result.
@@ -227,7 +231,8 @@ class Study:
         seeds: The seeds of the figures.
         rows: The catalogue's methods and the variants, in the order of the tables.
         tuning_seed: The seed on which learning rates are chosen.
-        tuning_federation: The federation on which they are.
+        tuning_federation: The federation on which all of them are tried. In the others a row's
+            best one there is tried again, with its neighbours.
         tuning_partition: The split on which they are.
         variant_clients: The federations that the variants are run in, by their clients.
         alpha_over_rank: As in :class:`Cell`.
@@ -253,9 +258,9 @@ class Study:
     central_rank: int
 
     def tuning_cells(self) -> list[Cell]:
-        """The cells that learning rates are chosen by, those of one base model together."""
+        """The cells of all learning rates in one federation, those of one base model together."""
         return [
-            self._cell(
+            self.cell(
                 dataset,
                 row,
                 self.tuning_federation,
@@ -269,25 +274,25 @@ class Study:
             for rate in dataset.learning_rates
         ]
 
-    def cells(self, rates: Mapping[tuple[str, Row], float]) -> list[Cell]:
+    def cells(self, rates: Rates) -> list[Cell]:
         """The cells of the figures, those of one base model together.
 
         Args:
-            rates: From data set's name and row to the learning rate; rows that it lacks are left
-                out.
+            rates: The learning rates; what it lacks is left out.
 
         Returns:
             The cells, each once, seed by seed: what is finished of a study is then of few seeds in
             all settings.
         """
         found = [
-            self._cell(dataset, row, federation, partition, seed, rates[dataset.name, row])
+            self.cell(dataset, row, federation, partition, seed, rate)
             for seed in self.seeds
             for dataset in self.datasets
             for federation in self.federations
             for partition in self.partitions
             for row in (CENTRAL, LOCAL, *self.rows)
-            if (dataset.name, row) in rates and self.is_run(row, federation)
+            if self.is_run(row, federation)
+            and (rate := rates.get((dataset.name, row, federation))) is not None
         ]
         return list({cell.key: cell for cell in found}.values())
 
@@ -306,21 +311,10 @@ class Study:
         partition: str,
         seed: int,
         rate: float,
-    ) -> Cell:
-        """The cell of one figure; several figures may share the ends of the scale."""
-        return self._cell(dataset, row, federation, partition, seed, rate)
-
-    def _cell(
-        self,
-        dataset: Dataset,
-        row: Row,
-        federation: Federation,
-        partition: str,
-        seed: int,
-        rate: float,
         *,
         tuning: bool = False,
     ) -> Cell:
+        """The cell of one figure; several figures may share the ends of the scale."""
         if row in (CENTRAL, LOCAL):
             # Nobody is sampled there; central training does not even see who has what.
             rounds = self.tuning_federation.rounds

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from study import CENTRAL, LOCAL, Cell, Dataset, Federation, Row, Study
+from study import CENTRAL, LOCAL, Cell, Dataset, Federation, Rates, Row, Study
 
 LEDGER = "ledger"
 
@@ -149,7 +149,7 @@ def standard_error(values: Sequence[float]) -> float | None:
 def summarise(
     study: Study,
     results: Mapping[str, Mapping[str, Any]],
-    rates: Mapping[tuple[str, Row], float],
+    rates: Rates,
 ) -> list[Setting]:
     """Gather the finished cells.
 
@@ -180,11 +180,11 @@ def summarise(
 def _entry(
     study: Study,
     results: Mapping[str, Mapping[str, Any]],
-    rates: Mapping[tuple[str, Row], float],
+    rates: Rates,
     place: tuple[Dataset, Row, Federation, str],
 ) -> Entry:
     dataset, row, federation, partition = place
-    rate = rates.get((dataset.name, row))
+    rate = rates.get((dataset.name, row, federation))
     if not study.is_run(row, federation):
         return Entry(row=row, rate=rate, refused="variants are not run here")
     if rate is None:

@@ -160,10 +160,20 @@ def _figures(settings: Sequence[Setting]) -> str:
         for setting in settings:
             text = value_text(setting, setting.entries[index])
             cells.append(f"**{text}**" if best[setting.title] == entry.row else text)
-        rate = "" if entry.rate is None else f"{entry.rate:g}"
-        rows.append([entry.row.name, rate, *cells])
+        rows.append([entry.row.name, _rates(settings, index), *cells])
     header = ["", "learning rate", *(setting.title for setting in settings)]
     return _table(header, rows)
+
+
+def _rates(settings: Sequence[Setting], index: int) -> str:
+    """A row's learning rates: one, or one for each federation in their order."""
+    found = {
+        setting.federation: setting.entries[index].rate
+        for setting in settings
+        if not setting.entries[index].refused
+    }
+    shown = ["" if rate is None else f"{rate:g}" for rate in found.values()]
+    return " / ".join(one or "?" for one in shown) if len(set(shown)) > 1 else "".join(shown[:1])
 
 
 def _verdicts(settings: Sequence[Setting]) -> str:

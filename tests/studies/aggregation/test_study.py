@@ -15,12 +15,13 @@ HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE), str(HERE.parent / "shared")]
 
 from kept_cells import read_results, take_results  # noqa: E402
-from learning_rates import best_rates  # noqa: E402
+from learning_rates import best_rates, nearby_cells, wide_rates  # noqa: E402
 from study import (  # noqa: E402
     CENTRAL,
     LOCAL,
     Cell,
     Federation,
+    Rates,
     Row,
     Study,
     evenly,
@@ -33,8 +34,16 @@ FULL = read_study(HERE / "study.toml", reduced=False)
 REDUCED = read_study(HERE / "study.toml", reduced=True)
 
 
-def some_rates(study: Study) -> dict[tuple[str, Row], float]:
+def wide(study: Study) -> dict[tuple[str, Row], float]:
     return {(cell.dataset.name, cell.row): cell.learning_rate for cell in study.tuning_cells()}
+
+
+def some_rates(study: Study) -> Rates:
+    return {
+        (*place, federation): rate
+        for place, rate in wide(study).items()
+        for federation in study.federations
+    }
 
 
 def test_every_method_of_the_catalogue_is_in_every_setting() -> None:
@@ -98,17 +107,51 @@ def test_measurements_are_even_and_end_with_the_last_round(
 
 def test_the_best_rate_is_the_measures_best_and_needs_all_of_them() -> None:
     cells = [cell for cell in FULL.tuning_cells() if cell.row.name in ("ledger", "flora")]
-    results = {}
-    for cell in cells:
-        # The largest rate is best on banking77, the smallest on Shakespeare.
-        results[cell.key] = {cell.dataset.measure: cell.learning_rate}
+    # The largest rate is best on banking77, the smallest on Shakespeare.
+    results = {cell.key: {cell.dataset.measure: cell.learning_rate} for cell in cells}
     del results[cells[-1].key]
-    rates = best_rates(FULL, results)
+    rates = wide_rates(FULL, results)
     row = {row.name: row for row in FULL.rows}
     assert rates["banking77", row["ledger"]] == max(FULL.datasets[0].learning_rates)
     assert rates["shakespeare", row["ledger"]] == min(FULL.datasets[1].learning_rates)
     assert ("shakespeare", cells[-1].row) not in rates
     assert CENTRAL not in {one for _, one in rates}
+
+
+def test_other_federations_choose_among_the_neighbours_of_the_best() -> None:
+    ledger = next(row for row in FULL.rows if row.name == "ledger")
+    here, (name, tried) = FULL.tuning_federation, ("banking77", FULL.datasets[0].learning_rates)
+    results = {}
+    for cell in FULL.tuning_cells():
+        if (cell.dataset.name, cell.row) == (name, ledger):
+            results[cell.key] = {"accuracy": 1.0 - abs(cell.learning_rate - tried[2])}
+    assert best_rates(FULL, results) == {(name, ledger, here): tried[2]}
+    cells = nearby_cells(FULL, wide_rates(FULL, results))
+    others = [one for one in FULL.federations if one != here]
+    assert [cell.federation for cell in cells[::3]] == others
+    assert all(cell.tuning and cell.seed not in FULL.seeds for cell in cells)
+    for cell in cells:
+        assert cell.learning_rate in tried[1:4]
+        results[cell.key] = {"accuracy": cell.learning_rate}
+    rates = best_rates(FULL, results)
+    assert rates == {
+        (name, ledger, one): tried[2 if one == here else 3] for one in FULL.federations
+    }
+    del results[cells[0].key]
+    assert set(rates) - set(best_rates(FULL, results)) == {(name, ledger, cells[0].federation)}
+    # A rate at the end of the scale has one neighbour.
+    assert len(nearby_cells(FULL, {(name, ledger): tried[0]})) == 2 * len(others)
+
+
+def test_who_meets_nobody_has_one_rate_however_many_take_part() -> None:
+    local = wide_rates(FULL, {cell.key: {} for cell in FULL.tuning_cells()})
+    cells = nearby_cells(FULL, {place: rate for place, rate in local.items() if place[1] == LOCAL})
+    assert {cell.federation.fraction for cell in cells} == {1.0}
+    assert len({cell.federation for cell in cells}) == len(FULL.federations) - 2
+    rates = best_rates(FULL, {cell.key: {} for cell in [*FULL.tuning_cells(), *cells]})
+    assert {row for _, row, _ in rates} > {CENTRAL, LOCAL}
+    for row in (CENTRAL, LOCAL):
+        assert {one for _, other, one in rates if other == row} == set(FULL.federations)
 
 
 def setting(measure: str, **values: tuple[float, ...]) -> Setting:
@@ -169,7 +212,7 @@ def test_the_reduced_study_finds_all_its_learning_rates_among_the_finished_cells
 ) -> None:
     take_results(HERE / "finished.jsonl", tmp_path)
     rates = best_rates(REDUCED, read_results(tmp_path))
-    assert set(rates) == {(cell.dataset.name, cell.row) for cell in REDUCED.tuning_cells()}
+    assert set(rates) == set(some_rates(REDUCED))
 
 
 def test_a_standard_error_needs_two_values() -> None:
