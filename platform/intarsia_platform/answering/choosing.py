@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from intarsia_client.errors import InputError
 from intarsia_continual.descriptors.base import Descriptor
@@ -16,25 +15,11 @@ from intarsia_platform.access.ticket import Ticket
 from intarsia_platform.answering.descriptors import DescriptorShelf
 from intarsia_platform.answering.encoders import EncoderShelf
 from intarsia_platform.answering.library import Library
+from intarsia_platform.answering.settings import RetrievalSettings
 from intarsia_platform.answering.use import Use, UseKind
 from intarsia_platform.serving.grants import Admission, check_grants
 
 _PAIR = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalSettings:
-    """How adapters are retrieved; as :class:`intarsia_continual.retrieval.Retriever` takes it.
-
-    Args:
-        top_k: How many are mixed at most.
-        threshold: Share of an adapter's own left-out texts that a prompt must not stay below.
-        temperature: Small for one adapter, large for equal weights.
-    """
-
-    top_k: int = 3
-    threshold: float | None = 0.05
-    temperature: float = 0.3
 
 
 class Chooser:

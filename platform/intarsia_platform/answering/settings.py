@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from intarsia_platform.answering.choosing import RetrievalSettings
-from intarsia_platform.serving.bank import CAPACITY_BYTES
-from intarsia_platform.serving.prefix_cache import PREFIX_BYTES
+from intarsia_platform.serving.capacities import BANK_BYTES, PREFIX_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSettings:
+    """How adapters are retrieved; as :class:`intarsia_continual.retrieval.Retriever` takes it.
+
+    Args:
+        top_k: How many are mixed at most.
+        threshold: Share of an adapter's own left-out texts that a prompt must not stay below.
+        temperature: Small for one adapter, large for equal weights.
+    """
+
+    top_k: int = 3
+    threshold: float | None = 0.05
+    temperature: float = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +48,7 @@ class ServiceSettings:
     max_waiting: int = 1024
     row_tokens: int = 0
     score_tokens: int = 0
-    bank_bytes: int = CAPACITY_BYTES
+    bank_bytes: int = BANK_BYTES
     descriptor_bytes: int = 1 << 28
     prefix_bytes: int = PREFIX_BYTES
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)

@@ -96,7 +96,7 @@ def add_command(
         level: The clearance that it asks for.
         expires: When it expires.
     """
-    from intarsia_platform.groups.lifecycle import NewGroup
+    from intarsia_platform.groups.new_group import NewGroup
     from intarsia_platform.groups.rows import GroupSettings, Rights
     from intarsia_platform.groups.training import task_of
 

@@ -15,9 +15,12 @@ from intarsia_platform.cli.output import check_json_place, present
 from intarsia_platform.cli.settings import settings_of
 
 if TYPE_CHECKING:
-    from intarsia_platform.answering.service import ServiceSettings
+    from socket import socket
+
+    from intarsia_platform.answering.settings import ServiceSettings
     from intarsia_platform.cli.settings import Settings
     from intarsia_platform.gateway.settings import GatewaySettings
+    from intarsia_platform.home import Home
     from intarsia_platform.serving_cluster.settings import Issuer
 
 Host = Annotated[str, typer.Option("--host", metavar="H", help="Where to listen.")]
@@ -125,7 +128,7 @@ def serve_command(
         replicas: How many gateways with an engine each.
         gpus_per_replica: GPUs for each of several.
     """
-    from intarsia_platform.answering.service import ServiceSettings
+    from intarsia_platform.answering.settings import ServiceSettings
     from intarsia_platform.gateway.settings import GatewaySettings, Telling
 
     if tell not in tuple(Telling):
@@ -178,19 +181,24 @@ class _Serving:
 
 
 def _serve(settings: Settings, serving: _Serving) -> None:
+    from intarsia_platform.gateway.server import bind
+
+    check_json_place(settings)
+    home = settings.open_home()
+    # Before the libraries, which take seconds: an address that is taken is told at once.
+    with bind(serving.host, serving.port) as taken:
+        _serve_at(taken, home, settings, serving)
+
+
+def _serve_at(taken: socket, home: Home, settings: Settings, serving: _Serving) -> None:
     from intarsia_platform.access.keys import ApiKeys
     from intarsia_platform.answering.service import open_service
     from intarsia_platform.gateway.app import create_app
     from intarsia_platform.gateway.callers import Callers
-    from intarsia_platform.gateway.server import GatewayServer, bind, url_of
+    from intarsia_platform.gateway.server import GatewayServer, url_of
 
-    check_json_place(settings)
-    home = settings.open_home()
     tokens = None if serving.issuer is None else serving.issuer.tokens()
-    with (
-        bind(serving.host, serving.port) as taken,
-        open_service(home, base=serving.base, settings=serving.answering) as service,
-    ):
+    with open_service(home, base=serving.base, settings=serving.answering) as service:
         # A base that cannot answer is to be found now, not by the first caller.
         service.prepare()
         tls = serving.certificate is not None

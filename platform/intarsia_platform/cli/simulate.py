@@ -48,10 +48,12 @@ def simulate_command(
         from intarsia_aggregators.catalog import CATALOG
 
         from intarsia_platform.configuration import read_configuration
-        from intarsia_platform.simulation.run import simulate
 
         methods = [entry.name for entry in CATALOG]
         checked = read_configuration(configuration, changes, methods=methods)
+        # Takes seconds; a wrong configuration is told before.
+        from intarsia_platform.simulation.run import simulate
+
         return simulate(checked, home=home, resume=resume, observer=observer)
 
     run_watched(context, ["simulate", str(configuration)], changes, resume, work)

@@ -9,12 +9,14 @@ import socket
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
 from intarsia_client.errors import InputError, StorageError
 
-from intarsia_platform.gateway.core import Gateway
+if TYPE_CHECKING:
+    from intarsia_platform.gateway.core import Gateway
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 1024

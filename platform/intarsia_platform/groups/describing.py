@@ -6,14 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-from intarsia_client.base_model import BaseModel
 from intarsia_client.errors import InputError
 from intarsia_continual.descriptors.base import Descriptor
 from intarsia_continual.descriptors.catalog import describe, find_method
-from intarsia_continual.encoders import BaseModelEncoder, MiniLMEncoder, TextEncoder
 
 from intarsia_platform.groups.rows import AUTOMATIC, GroupSettings
+
+if TYPE_CHECKING:
+    from intarsia_client.base_model import BaseModel
+    from intarsia_continual.encoders import MiniLMEncoder, TextEncoder
 
 ENCODERS = ("minilm", "base")
 """Names of encoders, besides the automatic choice."""
@@ -52,6 +55,8 @@ def sentence_encoder() -> MiniLMEncoder:
     Raises:
         InputError: If it is not installed.
     """
+    from intarsia_continual.encoders import MiniLMEncoder
+
     return MiniLMEncoder()
 
 
@@ -68,6 +73,8 @@ def encoder_of(base: BaseModel, settings: GroupSettings) -> TextEncoder:
     Raises:
         InputError: If it is not installed.
     """
+    from intarsia_continual.encoders import BaseModelEncoder
+
     return sentence_encoder() if settings.encoder == "minilm" else BaseModelEncoder(base)
 
 

@@ -21,7 +21,8 @@ from intarsia_client.peft_files import (
 )
 from sqlalchemy import Connection, select, update
 
-from intarsia_platform.groups.admission import Admission, AdmissionRules, admit_adapter
+from intarsia_platform.groups.admission import AdmissionRules, admit_adapter
+from intarsia_platform.groups.admitted import Admission
 from intarsia_platform.groups.pending import PendingBlobs
 from intarsia_platform.groups.publishing import refuse_taken
 from intarsia_platform.groups.rows import Rights, checked_name

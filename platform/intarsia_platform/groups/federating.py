@@ -16,12 +16,8 @@ from intarsia_client.base_model import BaseModel
 from intarsia_client.errors import InputError
 
 from intarsia_platform.configuration import SimulationConfiguration
-from intarsia_platform.groups.admission import (
-    AdmissionRules,
-    Inheritance,
-    admit_adapter,
-    combined_rights,
-)
+from intarsia_platform.groups.admission import AdmissionRules, admit_adapter, combined_rights
+from intarsia_platform.groups.admitted import Inheritance
 from intarsia_platform.groups.deletion import current_closure
 from intarsia_platform.groups.describing import settled_encoder
 from intarsia_platform.groups.federation_work import (

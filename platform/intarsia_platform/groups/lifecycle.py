@@ -8,75 +8,35 @@ Whoever looks sees a group as it was or as it is.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from intarsia_client.base_model import BaseModel, base_digest, load_base
 from intarsia_client.errors import InputError
-from intarsia_client.peft_files import encode_adapter
 from intarsia_client.records import Record, records_digest
-from intarsia_client.training import Tell
-from intarsia_continual.descriptors.base import Descriptor
 
-from intarsia_platform.groups.admission import AdmissionRules, admit_adapter
 from intarsia_platform.groups.deletion import current_closure, delete_rows
-from intarsia_platform.groups.describing import describe_texts, settled_encoder
+from intarsia_platform.groups.describing import describe_texts
+from intarsia_platform.groups.new_group import Describe, NewGroup
 from intarsia_platform.groups.pending import PendingBlobs
 from intarsia_platform.groups.publishing import TrainedGroup, publish, refuse_taken
 from intarsia_platform.groups.rows import (
     Group,
-    GroupSettings,
-    Rights,
     checked_labels,
     checked_name,
     checked_rights,
 )
 from intarsia_platform.groups.signing import SigningKey
-from intarsia_platform.groups.sources import sources_of
 from intarsia_platform.groups.store import Groups
-from intarsia_platform.groups.training import classes_of, settled, task_of, train_group
 from intarsia_platform.groups.workspace import FederationWorkspaces
 from intarsia_platform.home import Home
 from intarsia_platform.registry.database import Database, open_database
 from intarsia_platform.registry.epoch import bump
-from intarsia_platform.registry.lineage import Relation
 from intarsia_platform.registry.store import ContentStore
 
-
-class Describe(Protocol):
-    """Describes a group by its own texts."""
-
-    def __call__(
-        self, base: BaseModel, texts: Sequence[str], settings: GroupSettings
-    ) -> Descriptor:
-        """Describe texts; see :func:`intarsia_platform.groups.describing.describe_texts`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewGroup:
-    """What a group is made of.
-
-    Args:
-        name: What to call it.
-        base: The base model's folder or hub identifier.
-        records: Its records.
-        labels: Words that policies speak of, at least one.
-        task: One of :data:`intarsia_client.wire.TASKS`; empty asks the base.
-        settings: How to train and describe it.
-        rights: Its owner and the like.
-    """
-
-    name: str
-    base: str
-    records: Sequence[Record]
-    labels: Sequence[str]
-    task: str = ""
-    settings: GroupSettings = dataclasses.field(default_factory=GroupSettings)
-    rights: Rights = dataclasses.field(default_factory=Rights)
+if TYPE_CHECKING:
+    from intarsia_client.training import Tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +127,9 @@ class GroupLifecycle:
         key = self.key
         with self._database.read() as connection:
             refuse_taken(connection, new.name)
-        trained = self._train(new, version=1, tell=tell)
+        from intarsia_platform.groups.making import make_group
+
+        trained = make_group(new, version=1, describe=self._describe, tell=tell)
         with self._pending.changing() as (connection, change):
             refuse_taken(connection, new.name)
             return publish(connection, change, trained, key=key, before=None)
@@ -257,6 +219,10 @@ class GroupLifecycle:
     def _train_again(
         self, group: Group, records: Sequence[Record], tell: Tell | None
     ) -> TrainedGroup:
+        from intarsia_client.base_model import base_digest
+
+        from intarsia_platform.groups.making import make_group
+
         if base_digest(group.base) != group.base_digest:
             raise InputError(
                 f"base of group {group.name}",
@@ -272,40 +238,7 @@ class GroupLifecycle:
             settings=group.settings,
             rights=self.groups.rights(group.adapter_digest),
         )
-        return self._train(again, version=group.version + 1, tell=tell)
-
-    def _train(self, new: NewGroup, *, version: int, tell: Tell | None) -> TrainedGroup:
-        """Train, describe and check a group; nothing is written."""
-        task = new.task or task_of(new.base)
-        given = () if new.settings.own_classes else new.settings.classes
-        classes = classes_of(new.records, given) if task == "sequence-classification" else ()
-        # An adapter names its base by a place that means the same from everywhere.
-        folder = Path(new.base).expanduser()
-        place = str(folder.absolute()) if folder.is_dir() else new.base
-        base = load_base(place, task=task, labels=classes, seed=new.settings.seed)
-        settings = settled_encoder(settled(new.settings, base))
-        adapter = train_group(base, new.records, settings, tell=tell)
-        parents: dict[str, Relation] = {
-            records_digest(new.records): "trained-on",
-            base.digest: "continued",
-        }
-        admission = admit_adapter(
-            encode_adapter(adapter),
-            name=new.name,
-            base=base,
-            labels=new.labels,
-            parents=parents,
-            rights=new.rights,
-            rules=AdmissionRules(target_modules=settings.target_modules),
-            data={"group": new.name, "version": version, "records": len(new.records)},
-        )
-        texts = [record.text for record in new.records]
-        return TrainedGroup(
-            settings=settings,
-            sources=sources_of(new.records, new.name),
-            admission=admission,
-            descriptor=self._describe(base, texts, settings),
-        )
+        return make_group(again, version=group.version + 1, describe=self._describe, tell=tell)
 
 
 def without(records: Sequence[Record], gone: Sequence[Record]) -> list[Record]:

@@ -9,7 +9,7 @@ from intarsia_client.files import bytes_digest
 from intarsia_continual.descriptors.base import Descriptor
 from sqlalchemy import Connection, select
 
-from intarsia_platform.groups.admission import Admission
+from intarsia_platform.groups.admitted import Admission
 from intarsia_platform.groups.deletion import Closure, delete_rows
 from intarsia_platform.groups.pending import Change
 from intarsia_platform.groups.rows import Group, GroupSettings

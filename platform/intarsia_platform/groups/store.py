@@ -17,7 +17,7 @@ from intarsia_continual.descriptors.base import Descriptor
 from intarsia_continual.descriptors.catalog import read_descriptor
 from sqlalchemy import Connection, delete, insert, select
 
-from intarsia_platform.groups.admission import Admission, Inheritance
+from intarsia_platform.groups.admitted import Admission, Inheritance
 from intarsia_platform.groups.rows import Group, GroupSettings, Rights
 from intarsia_platform.groups.signing import SigningKey, verify_files
 from intarsia_platform.groups.sources import FederatedSources, GroupSources, decode_records

@@ -19,10 +19,9 @@ from intarsia_client.peft_files import EncodedAdapter
 
 from intarsia_platform.access.refusal import refused
 from intarsia_platform.serving.banked_adapter import MAX_RANK, BankedAdapter, decode_for
+from intarsia_platform.serving.capacities import BANK_BYTES
 from intarsia_platform.serving.linear_sites import base_shapes
 from intarsia_platform.serving.requests import EngineBusy
-
-CAPACITY_BYTES = 4 << 30
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ class AdapterBank:
         base: BaseModel,
         read: Callable[[str], EncodedAdapter],
         *,
-        capacity_bytes: int = CAPACITY_BYTES,
+        capacity_bytes: int = BANK_BYTES,
         max_rank: int = MAX_RANK,
     ) -> None:
         """Look at the base's shapes; nothing is read."""

@@ -21,11 +21,12 @@ from intarsia_client.errors import InputError
 from numpy.typing import NDArray
 
 from intarsia_platform.serving.bank import AdapterBank
+from intarsia_platform.serving.capacities import PREFIX_BYTES
 from intarsia_platform.serving.grants import Admission, Watch, check_grants
 from intarsia_platform.serving.invariance import agreeing_shapes
 from intarsia_platform.serving.mixture import mixture_of
 from intarsia_platform.serving.pieces import StopTexts, TextPieces
-from intarsia_platform.serving.prefix_cache import PREFIX_BYTES, PrefixCache
+from intarsia_platform.serving.prefix_cache import PrefixCache
 from intarsia_platform.serving.requests import EngineBusy, Request, Statistics
 from intarsia_platform.serving.rows import Row, end_tokens, first_tokens
 from intarsia_platform.serving.runner import Runner, Shapes

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from intarsia_platform.access.ticket import Ticket
+from intarsia_platform.serving.capacities import PREFIX_BYTES
 from intarsia_platform.serving.mixture import MixtureKey
 from intarsia_platform.serving.prompt_pieces import borders
-
-PREFIX_BYTES = 1 << 28
 
 ROUTER = "request 1"
 """How adapters are chosen: once for a request, before the engine. Another way needs another name,

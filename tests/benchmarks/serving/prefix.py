@@ -35,8 +35,8 @@ from intarsia_platform.registry.adapters import AdapterRegistry
 from intarsia_platform.registry.database import open_database
 from intarsia_platform.registry.store import ContentStore
 from intarsia_platform.serving.bank import AdapterBank
+from intarsia_platform.serving.capacities import PREFIX_BYTES
 from intarsia_platform.serving.engine import Engine, Request
-from intarsia_platform.serving.prefix_cache import PREFIX_BYTES
 from intarsia_platform.serving.runner import Shapes, all_shapes
 from intarsia_platform.serving.sampling import Sampling
 from intarsia_platform.serving.served_base import ServedBase

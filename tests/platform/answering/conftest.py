@@ -65,7 +65,7 @@ def stories() -> str:
 @pytest.fixture(scope="session")
 def new(stories: str) -> Callable[..., Any]:
     """Makes a group that trains in a moment."""
-    from intarsia_platform.groups.lifecycle import NewGroup
+    from intarsia_platform.groups.new_group import NewGroup
     from intarsia_platform.groups.rows import GroupSettings
 
     def make(name: str, records: Any = None, **changes: Any) -> Any:
@@ -124,8 +124,8 @@ def service(home: Any) -> Iterator[Any]:
 
 
 def quick(**changes: Any) -> Any:
-    from intarsia_platform.answering.choosing import RetrievalSettings
     from intarsia_platform.answering.service import ServiceSettings
+    from intarsia_platform.answering.settings import RetrievalSettings
 
     # Without a threshold and with a high temperature everything that may be is mixed: a hidden
     # adapter would show at once. What both do is the retriever's to test.

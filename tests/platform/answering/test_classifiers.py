@@ -12,7 +12,8 @@ from intarsia_client.records import Record
 from intarsia_platform.access.policy import PolicyStore
 from intarsia_platform.answering.service import open_service
 from intarsia_platform.answering.use import parse_use
-from intarsia_platform.groups.lifecycle import NewGroup, open_groups
+from intarsia_platform.groups.lifecycle import open_groups
+from intarsia_platform.groups.new_group import NewGroup
 from intarsia_platform.groups.rows import GroupSettings
 from intarsia_platform.home import Home
 from intarsia_platform.registry.adapters import AdapterRegistry

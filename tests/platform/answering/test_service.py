@@ -48,7 +48,7 @@ def test_what_is_used_is_what_was_asked_for(service):
 
 
 def test_retrieval_finds_the_group_whose_text_it_is(home, settings, texts):
-    from intarsia_platform.answering.choosing import RetrievalSettings
+    from intarsia_platform.answering.settings import RetrievalSettings
 
     with open_service(home, settings=settings(retrieval=RetrievalSettings(top_k=1))) as service:
         ticket = service.authorize("all")

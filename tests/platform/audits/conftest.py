@@ -85,7 +85,7 @@ def new() -> Callable[..., Any]:
     """Makes a group that learns its records by heart in a moment."""
     import torch
     from intarsia_platform.demo.run import BASE
-    from intarsia_platform.groups.lifecycle import NewGroup
+    from intarsia_platform.groups.new_group import NewGroup
     from intarsia_platform.groups.rows import GroupSettings
 
     torch.set_num_threads(1)
@@ -143,8 +143,8 @@ def home(trained: Path, tmp_path: Path) -> Any:
 @pytest.fixture(scope="session")
 def served() -> Callable[..., Any]:
     """Opens the service of a home."""
-    from intarsia_platform.answering.choosing import RetrievalSettings
     from intarsia_platform.answering.service import ServiceSettings, open_service
+    from intarsia_platform.answering.settings import RetrievalSettings
     from intarsia_platform.demo.run import BASE
 
     def open_one(home: Any) -> Any:

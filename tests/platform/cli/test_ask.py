@@ -35,7 +35,8 @@ def trained(tmp_path_factory):
     if not (STORIES / "model.safetensors").is_file():
         pytest.skip(f"{STORIES} is not there")
     from intarsia_client.records import Record
-    from intarsia_platform.groups.lifecycle import NewGroup, open_groups
+    from intarsia_platform.groups.lifecycle import open_groups
+    from intarsia_platform.groups.new_group import NewGroup
     from intarsia_platform.groups.rows import GroupSettings
     from intarsia_platform.home import Home
 

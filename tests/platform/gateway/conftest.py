@@ -171,7 +171,8 @@ def departments(base: str, tmp_path_factory: pytest.TempPathFactory) -> Departme
     from intarsia_client.records import Record
     from intarsia_platform.access.keys import ApiKeys
     from intarsia_platform.access.policy import PolicyStore
-    from intarsia_platform.groups.lifecycle import NewGroup, open_groups
+    from intarsia_platform.groups.lifecycle import open_groups
+    from intarsia_platform.groups.new_group import NewGroup
     from intarsia_platform.groups.rows import GroupSettings
     from intarsia_platform.home import Home
     from intarsia_platform.registry.database import open_database

@@ -142,7 +142,7 @@ def opened(home: Any) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def new(llama: str, records: tuple[Any, ...]) -> Callable[..., Any]:
     """Makes a group that trains in a moment; settings are given by name beside its own fields."""
-    from intarsia_platform.groups.lifecycle import NewGroup
+    from intarsia_platform.groups.new_group import NewGroup
     from intarsia_platform.groups.rows import GroupSettings
 
     def make(name: str = "wards", settings: Any = None, **changes: Any) -> Any:

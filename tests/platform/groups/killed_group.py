@@ -17,7 +17,8 @@ from deadly import after, answer_jobs, die
 from intarsia_client.files import atomic_file, bytes_digest
 from intarsia_client.records import Record
 from intarsia_platform.groups import pending, publishing
-from intarsia_platform.groups.lifecycle import GroupLifecycle, NewGroup, open_groups
+from intarsia_platform.groups.lifecycle import GroupLifecycle, open_groups
+from intarsia_platform.groups.new_group import NewGroup
 from intarsia_platform.groups.rows import GroupSettings
 from intarsia_platform.home import Home
 from intarsia_platform.registry.store import ContentStore

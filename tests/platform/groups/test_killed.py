@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from deadly import killed_by
 from intarsia_client.records import Record
-from intarsia_platform.groups.lifecycle import NewGroup, open_groups
+from intarsia_platform.groups.lifecycle import open_groups
+from intarsia_platform.groups.new_group import NewGroup
 from intarsia_platform.groups.rows import GroupSettings
 from intarsia_platform.home import Home
 from intarsia_platform.registry.store import ContentStore

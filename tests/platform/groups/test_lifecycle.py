@@ -116,7 +116,7 @@ def test_a_version_that_goes_while_it_is_read_is_unknown_not_damaged(opened, new
 
 def test_names_that_are_taken_are_refused_before_any_training(opened, new, monkeypatch):
     opened.add(new())
-    monkeypatch.setattr("intarsia_platform.groups.lifecycle.train_group", None)
+    monkeypatch.setattr("intarsia_platform.groups.making.train_group", None)
     with pytest.raises(InputError, match="wards is taken"):
         opened.add(new(settings={"seed": 3}))
     with pytest.raises(InputError, match="group name"):

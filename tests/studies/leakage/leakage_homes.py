@@ -10,7 +10,8 @@ from typing import Any
 from intarsia_client.records import records_digest
 from intarsia_platform.access.policy import PolicyStore
 from intarsia_platform.audits.views import Exam
-from intarsia_platform.groups.lifecycle import NewGroup, open_groups
+from intarsia_platform.groups.lifecycle import open_groups
+from intarsia_platform.groups.new_group import NewGroup
 from intarsia_platform.groups.rows import GroupSettings, Rights
 from intarsia_platform.home import Home
 from leakage_groups import Size
