@@ -15,12 +15,17 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
 import pytest
+import torch
+from flwr.app import Context, RecordDict
 from intarsia_client.peft_files import read_adapter, read_encoded
 from intarsia_platform.demo.run import BASE
+from intarsia_platform.federation.client_contexts import VirtualClient
+from intarsia_platform.federation.in_process_grid import InProcessGrid
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "deploy" / "flower_app"
@@ -33,22 +38,6 @@ SENTENCES = (
 )
 START_SECONDS = 60.0
 RUN_SECONDS = 400.0
-
-# The same app over the in-process grid, in a process of its own so that it has as many threads.
-IN_PROCESS = """
-import json, sys
-from flwr.app import Context, RecordDict
-from intarsia_platform.federation.client_contexts import VirtualClient
-from intarsia_platform.federation.in_process_grid import InProcessGrid
-given = json.loads(sys.argv[1])
-sys.path.insert(0, given["app"])
-from server_app import app
-clients = [VirtualClient(node_id=int(n), node_config=c) for n, c in given["nodes"].items()]
-context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(),
-                  run_config=given["config"])
-with InProcessGrid("client_app:app", clients) as grid:
-    app(grid, context)
-"""
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -220,7 +209,9 @@ def run_config(output: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_superlink_and_two_supernodes_give_the_in_process_grids_bytes(tmp_path: Path) -> None:
+def test_a_superlink_and_two_supernodes_give_the_in_process_grids_bytes(
+    tmp_path: Path, server_app: ModuleType
+) -> None:
     configs = site_configs(tmp_path)
     config = run_config(tmp_path / "adapter")
     overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
@@ -238,21 +229,20 @@ def test_a_superlink_and_two_supernodes_give_the_in_process_grids_bytes(tmp_path
     assert sorted(manifest["nodes"].values()) == sorted(SITES)
     assert manifest["rounds"] == {n: {"accepted": 2, "refused": 0} for n in ("1", "2")}
 
-    given = {
-        "app": str(APP),
-        "config": {**config, "output": str(tmp_path / "in-process")},
-        "nodes": {node: configs[name] for node, name in manifest["nodes"].items()},
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", IN_PROCESS, json.dumps(given)],
-        cwd=tmp_path,
-        env=deployment.environment,
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    clients = [
+        VirtualClient(node_id=int(node), node_config=configs[name])
+        for node, name in manifest["nodes"].items()
+    ]
+    own = {**config, "output": str(tmp_path / "in-process")}
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=own)
+    # As many threads as there, and the client app that the Flower app names.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with InProcessGrid("intarsia_client.app:app", clients) as grid:
+            server_app.app(grid, context)
+    finally:
+        torch.set_num_threads(before)
     there, here = read_encoded(tmp_path / "adapter"), read_encoded(tmp_path / "in-process")
     assert there.digest == here.digest == manifest["digest"]
     assert there.tensors == here.tensors
