@@ -32,6 +32,8 @@ from intarsia_platform.registry.tables import HEAD_REVISION, Table
 Row = Mapping[str, Any]
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+# A gateway's threads ask at once; what is opened beyond these is closed after each use.
+_KEPT_CONNECTIONS = 16
 _REMEDIES = (
     ("locked", "wait for the other process that uses it, or stop that process"),
     ("busy", "wait for the other process that uses it, or stop that process"),
@@ -215,7 +217,7 @@ def _engine(url: str, busy_seconds: float) -> Engine:
         if kind == "postgresql":
             if parsed.drivername == "postgresql":
                 parsed = parsed.set(drivername="postgresql+psycopg")
-            return create_engine(parsed, pool_pre_ping=True)
+            return create_engine(parsed, pool_pre_ping=True, pool_size=_KEPT_CONNECTIONS)
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         raise InputError("database driver", error, "install it beside Intarsia") from None
     except ArgumentError:
@@ -229,7 +231,11 @@ def _engine(url: str, busy_seconds: float) -> Engine:
 def _sqlite_engine(url: URL, busy_seconds: float) -> Engine:
     # isolation_level None leaves every BEGIN to the listener below; sqlite3's own would begin
     # late, after the first read, and commit before each change of the schema.
-    engine = create_engine(url, connect_args={"timeout": busy_seconds, "isolation_level": None})
+    engine = create_engine(
+        url,
+        connect_args={"timeout": busy_seconds, "isolation_level": None},
+        pool_size=_KEPT_CONNECTIONS,
+    )
 
     @event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, _: object) -> None:
