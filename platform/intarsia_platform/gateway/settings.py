@@ -33,8 +33,8 @@ class GatewaySettings:
         requests: Requests of everybody at once.
         request_seconds: Longest time for one request, its wait included.
         threads: Threads for what would hold up the event loop: database, retrieval, tokenizer. Each
-            may hold a connection of the database's pool, which keeps 5 open and opens 10 more for
-            as long as they are used; and each takes turns with the engine's thread.
+            may hold a connection of the database's pool, which keeps 16 open; and each takes turns
+            with the engine's thread.
         look_seconds: How often the engine is looked after.
         stuck_seconds: How long an engine with requests may do nothing before it counts as stuck;
             longer than its longest call of the model.

@@ -1,6 +1,6 @@
 """Groups that change under a service that runs: a real ``intarsia serve``, and one in this process.
 
-The federations run as processes of their own, as a person would type them.
+The served group's federations run as processes of their own, as a person would type them.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def test_both_grids_give_the_same_bytes_with_states_and_prefixes(simulated):
 def test_a_clients_own_b_is_found_over_ray_too(simulated):
     personal = ("federation.method=fedsa-lora", "lora.ranks=[2]", "evaluation.clients=true")
     here, _ = simulated(*personal)
-    ray, _ = simulated(*personal, "engine.grid=ray", "engine.workers=1")
+    ray, _ = simulated(*personal, "engine.grid=ray", "engine.workers=2")
     assert here.adapter.digest == ray.adapter.digest
     assert [one.federated for one in here.clients] == [one.federated for one in ray.clients]
     assert all(one.federated.loss < one.base.loss for one in ray.clients)

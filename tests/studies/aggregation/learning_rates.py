@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from study import CENTRAL, LOCAL, Cell, Rates, Row, Study
+from study import CENTRAL, LOCAL, Cell, Federation, Rates, Row, Study
 
 Results = Mapping[str, Mapping[str, Any]]
 """From cells' keys to what they gave."""
@@ -74,7 +74,7 @@ def best_rates(study: Study, results: Results) -> Rates:
 
 def _nearby(
     study: Study, wide: Mapping[tuple[str, Row], float]
-) -> dict[tuple[str, Row, Any], list[Cell]]:
+) -> dict[tuple[str, Row, Federation], list[Cell]]:
     return {
         (dataset.name, row, federation): [
             study.cell(

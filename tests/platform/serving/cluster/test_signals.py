@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SERVING = """
-import contextlib, sys
+import contextlib, signal, sys
 from intarsia_platform.serving_cluster.signals import until_signalled
 
 def say(what):
@@ -25,10 +25,13 @@ def serving():
     finally:
         say("ended")
 
+numbers = signal.SIGINT, signal.SIGTERM
+before = [signal.getsignal(number) for number in numbers]
 try:
     until_signalled(serving(), say)
 except KeyboardInterrupt:
     say("interrupted")
+say("as before" if [signal.getsignal(number) for number in numbers] == before else "not restored")
 """
 
 
@@ -36,8 +39,8 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize(
     ("how", "before", "after"),
     [
-        ("ready", ["starting", "a place"], ["draining", "ended"]),
-        ("slow", ["starting"], ["ended", "interrupted"]),
+        ("ready", ["starting", "a place"], ["draining", "ended", "as before"]),
+        ("slow", ["starting"], ["ended", "interrupted", "as before"]),
     ],
 )
 def test_a_signal_ends_it_in_order(
