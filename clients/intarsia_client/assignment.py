@@ -43,6 +43,9 @@ class TrainingParameters:
             AdamW moves every entry of a factor by about the rate, so that r directions together
             move the product by about the rate times sqrt(r): with one rate, clients of high rank
             take longer steps than the others, and theirs bound the rate for all.
+        head_learning_rate: Peak learning rate of a classification head at every rank; 0 for the
+            factors' one. A head begins at random numbers and stands on ones of the size of 1, so
+            that it bears, and in few steps needs, a rate that the factors do not.
     """
 
     epochs: int = 1
@@ -56,6 +59,7 @@ class TrainingParameters:
     max_steps: int = 0
     keep_optimizer: bool = False
     learning_rate_rank: int = 0
+    head_learning_rate: float = 0.0
 
     def rate(self, rank: int) -> float:
         """A client's peak learning rate.

@@ -1,14 +1,14 @@
 """Adapters attached to the shared base model for the duration of a block.
 
-PEFT's LoRA modules are injected on entry and every module and parameter that was there before is
-back on exit, whatever happened in between: the base's own tensors are never written to.
+PEFT's LoRA modules are put in their places on entry, and every module and parameter that was there
+before is back on exit, whatever happened in between: the base's own tensors are never written to.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,10 @@ TRAINABLE = "default"
 UNDERNEATH = "underneath"
 FOLD_BYTES = 1 << 31
 _MARK = "_intarsia_attached"
+_MOST_KEPT = 16
+_NOTHING = nn.Parameter(torch.empty(0, 0), requires_grad=False)
+
+_Layers = dict[str, Any]
 
 
 class _ScaledInside(LoraVariant):  # type: ignore[misc]
@@ -236,46 +240,80 @@ def _inject(
     undo: contextlib.ExitStack,
 ) -> None:
     branches = {UNDERNEATH: rest, TRAINABLE: trainable.modules if trainable else {}}
-    branches = {name: modules for name, modules in branches.items() if modules}
-    if not branches:
-        return
-    touched = {module for modules in branches.values() for module in modules}
-    for name in touched:
+    branches = {branch: modules for branch, modules in branches.items() if modules}
+    for name, layer in _layers(base, branches).items():
         owner, _, short = name.rpartition(".")
         parent = base.model.get_submodule(owner)
-        undo.callback(setattr, parent, short, getattr(parent, short))
-    undo.callback(base.model.__dict__.pop, "peft_config", None)
-    tuner: LoraModel | None = None
-    for branch, modules in branches.items():
-        configuration = _configuration(modules, base.fan_in_fan_out)
-        if tuner is None:
-            tuner = LoraModel(base.model, configuration, branch, low_cpu_mem_usage=True)
-        else:
-            tuner.peft_config[branch] = configuration
-            tuner.inject_adapter(base.model, branch, low_cpu_mem_usage=True)
-    for name in touched:
-        layer = base.model.get_submodule(name)
-        active = [branch for branch in branches if name in branches[branch]]
-        # PEFT makes every active branch trainable; what is frozen is settled after that.
-        layer.set_adapter(active)
-        for branch in active:
-            trained = trained_factors if branch == TRAINABLE else "none"
-            _fill(base, layer, branch, branches[branch][name], trained)
+        undo.callback(_detach, parent, short, layer)
+        setattr(parent, short, layer)
+        for branch, modules in branches.items():
+            if name in modules:
+                trained = trained_factors if branch == TRAINABLE else "none"
+                _fill(base, layer, branch, modules[name], trained)
     base.model.eval()
 
 
-def _configuration(modules: Mapping[str, LowRankFactors], fan_in_fan_out: bool) -> LoraConfig:
-    ranks = {name: factors.rank for name, factors in modules.items()}
-    common = max(ranks.values())
-    exact = "|".join(re.escape(name) for name in modules)
+def _layers(base: BaseModel, branches: Mapping[str, Mapping[str, LowRankFactors]]) -> _Layers:
+    """PEFT's layers for these branches, by the names of the modules that they stand for.
+
+    To inject them is to walk the whole model several times, which takes longer than a small one's
+    training step; so they are kept, without their numbers, for the next block with such branches.
+    """
+    kept: dict[object, _Layers] = base.layers
+    key = tuple((branch, frozenset(modules)) for branch, modules in branches.items())
+    layers = kept.pop(key, None)
+    if layers is None or any(
+        layer.get_base_layer() is not base.model.get_submodule(name)
+        for name, layer in layers.items()
+    ):
+        layers = _made(base, branches)
+    kept[key] = layers
+    while len(kept) > _MOST_KEPT:
+        del kept[next(iter(kept))]
+    return layers
+
+
+def _made(base: BaseModel, branches: Mapping[str, Mapping[str, LowRankFactors]]) -> _Layers:
+    """New layers; the model is afterwards as it was."""
+    names = sorted({name for modules in branches.values() for name in modules})
+    places = [(*name.rpartition(".")[::2], base.model.get_submodule(name)) for name in names]
+    tuner: LoraModel | None = None
+    try:
+        for branch, modules in branches.items():
+            configuration = _configuration(modules, base.fan_in_fan_out)
+            if tuner is None:
+                tuner = LoraModel(base.model, configuration, branch, low_cpu_mem_usage=True)
+            else:
+                tuner.peft_config[branch] = configuration
+                tuner.inject_adapter(base.model, branch, low_cpu_mem_usage=True)
+        layers = {name: base.model.get_submodule(name) for name in names}
+    finally:
+        for owner, short, module in places:
+            setattr(base.model.get_submodule(owner), short, module)
+        base.model.__dict__.pop("peft_config", None)
+    for name, layer in layers.items():
+        # PEFT makes every active branch trainable; what is frozen is settled when it is filled.
+        layer.set_adapter([branch for branch in branches if name in branches[branch]])
+    return layers
+
+
+def _configuration(modules: Iterable[str], fan_in_fan_out: bool) -> LoraConfig:
+    """Layers of rank 1; they get their factors, of any rank, for each block."""
     return LoraConfig(
-        r=common,
-        lora_alpha=common,
-        rank_pattern={f"^{re.escape(name)}": r for name, r in ranks.items() if r != common},
-        target_modules=exact,
+        r=1,
+        lora_alpha=1,
+        target_modules="|".join(re.escape(name) for name in modules),
         fan_in_fan_out=fan_in_fan_out,
         init_lora_weights=False,
     )
+
+
+def _detach(parent: nn.Module, short: str, layer: Any) -> None:
+    """Put a module back where it was, and keep none of its branches' numbers."""
+    setattr(parent, short, layer.get_base_layer())
+    for side in (layer.lora_A, layer.lora_B):
+        for linear in side.values():
+            linear.weight = _NOTHING
 
 
 def _fill(base: BaseModel, layer: Any, branch: str, factors: LowRankFactors, trained: str) -> None:

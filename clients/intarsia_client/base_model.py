@@ -51,6 +51,7 @@ class BaseModel:
         device: Where its weights are.
         labels: Class names in order, for classification.
         lock: Held while an adapter is attached; one at a time per model.
+        layers: What :mod:`intarsia_client.attachment` keeps for the next adapter.
     """
 
     model: Any
@@ -62,6 +63,7 @@ class BaseModel:
     device: torch.device
     labels: tuple[str, ...] = ()
     lock: Any = field(default_factory=threading.RLock, repr=False)
+    layers: dict[object, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def pad_token_id(self) -> int:

@@ -63,10 +63,10 @@ def learning_rate_factor(
 def set_rate(
     optimiser: torch.optim.Optimizer, assignment: TrainAssignment, step: int, steps: int
 ) -> None:
-    """Set the learning rate of one step.
+    """Set the learning rates of one step.
 
     Args:
-        optimiser: The optimiser.
+        optimiser: The optimiser, whose groups hold their peak rates as ``initial_lr``.
         assignment: The client's assignment.
         step: The step in this round, from 0.
         steps: Steps of this round.
@@ -79,7 +79,27 @@ def set_rate(
         steps=steps,
     )
     for group in optimiser.param_groups:
-        group["lr"] = assignment.training.rate(assignment.rank) * factor
+        group["lr"] = group["initial_lr"] * factor
+
+
+def parameter_groups(model: Any, assignment: TrainAssignment) -> list[dict[str, Any]]:
+    """Part what is trained by its peak learning rate.
+
+    Args:
+        model: The attached model.
+        assignment: The client's assignment.
+
+    Returns:
+        The groups of an optimiser: the factors, and the head beside them where it has a rate of
+        its own.
+    """
+    rate = assignment.training.rate(assignment.rank)
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own = 0.0 if f".{TRAINABLE}." in name else assignment.training.head_learning_rate
+            groups.setdefault(own or rate, []).append(parameter)
+    return [{"params": one, "initial_lr": peak} for peak, one in groups.items()]
 
 
 @contextlib.contextmanager
@@ -110,8 +130,7 @@ def model_in_training(
         torch.manual_seed(entropy_of("dropout", assignment) % (1 << 63))
         model.train()
         optimiser = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=assignment.training.rate(assignment.rank),
+            parameter_groups(model, assignment),
             weight_decay=assignment.training.weight_decay,
             fused=True,
         )

@@ -194,7 +194,7 @@ class LocalTrainer:
         losses: list[float] = []
         tokens = 0
         with model_in_training(base, course.start, assignment, course.past) as (model, optimiser):
-            parameters = optimiser.param_groups[0]["params"]
+            parameters = [one for group in optimiser.param_groups for one in group["params"]]
             for step, indices in enumerate(batches):
                 set_rate(optimiser, assignment, step, len(batches))
                 with precision(base):

@@ -162,6 +162,12 @@ def _check_together(configuration: SimulationConfiguration) -> None:
             federation.minimum_accepted,
             f"set it to at most federation.clients, {federation.clients}",
         )
+    if configuration.train.head_learning_rate and configuration.model.task == "causal-lm":
+        raise InputError(
+            "train.head_learning_rate",
+            configuration.train.head_learning_rate,
+            "leave it out: a causal-lm has no head of its own to train",
+        )
     if robust.rule == "fltrust" and not robust.root:
         raise InputError("robust.root", '""', "name records of the server's own for fltrust")
     if configuration.lora.ranks == AUTO and not configuration.resources.declared:
@@ -267,6 +273,7 @@ _RULES: dict[str, Rule] = {
     "train.max_gradient_norm": at_least(0),
     "train.max_steps": at_least(0),
     "train.learning_rate_rank": at_least(0),
+    "train.head_learning_rate": at_least(0),
     # Hiding a whole client is not offered by simulations yet, only hiding one record.
     "privacy.unit": one_of("none", "example"),
     "privacy.epsilon": above(0),

@@ -112,6 +112,55 @@ def test_computes_what_the_dense_sum_computes(bases, make_adapter, name, fold_by
 
 
 @pytest.mark.parametrize("name", BASES)
+def test_kept_layers_serve_adapters_of_all_ranks_and_hold_none(bases, make_adapter, name):
+    base = bases[name]
+    base.layers.clear()
+    places = None
+    for seed, rank in enumerate((3, 7, 1, lambda index: 1 + index % 4)):
+        trainable = make_adapter(base, rank, seed=seed)
+        underneath = replace(make_adapter(base, 2, seed=9 + seed), dense={})
+        expected = logits(base, dense_model(base, underneath, trainable))
+        with attached(base, trainable=trainable, underneath=underneath, fold_bytes=0) as model:
+            torch.testing.assert_close(logits(base, model), expected, rtol=1e-5, atol=1e-5)
+        (layers,) = base.layers.values()
+        assert places is None or all(layers[one] is places[one] for one in places)
+        places = dict(layers)
+        for layer in layers.values():
+            adapters = [
+                one for key, one in layer.named_parameters(remove_duplicate=False) if "lora_" in key
+            ]
+            assert len(adapters) == 4 and not any(one.numel() for one in adapters)
+
+
+def test_layers_of_few_sets_of_modules_are_kept(bases, make_adapter):
+    base = bases.llama
+    whole = make_adapter(base, 2)
+    for name, factors in list(whole.modules.items()) * 2:
+        part = replace(whole, modules={name: factors})
+        with attached(base, trainable=part, underneath=None) as model:
+            assert [one for one, _ in model.named_modules() if one.endswith("lora_A")] == [
+                f"{name}.lora_A"
+            ]
+        assert len(base.layers) <= 16
+
+
+def test_a_replaced_module_is_met_anew(bases, make_adapter):
+    base = replace(bases.llama, model=copy.deepcopy(bases.llama.model))
+    adapter = make_adapter(base, 2)
+    with attached(base, trainable=adapter, underneath=None) as model:
+        before = logits(base, model)
+    name = next(iter(adapter.modules))
+    owner, _, short = name.rpartition(".")
+    module = copy.deepcopy(base.model.get_submodule(name))
+    module.weight.data.mul_(2.0)
+    setattr(base.model.get_submodule(owner), short, module)
+    expected = logits(base, dense_model(base, adapter))
+    with attached(base, trainable=adapter, underneath=None) as model:
+        torch.testing.assert_close(logits(base, model), expected, rtol=1e-5, atol=1e-5)
+    assert (before - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", BASES)
 @FOLDS
 def test_a_whole_adapter_underneath_brings_its_head(bases, make_adapter, name, fold_bytes):
     base = bases[name]

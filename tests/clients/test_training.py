@@ -435,6 +435,24 @@ class TestAssignedParts:
         assert len(done.encoded.tensors) < 4096
         assert state(base) == before
 
+    def test_the_head_at_a_rate_of_its_own(self, bases, make_adapter, privacy):
+        base = bases.bert
+        adapter = make_adapter(base, 6)
+        start = client_start(adapter, rank=4, scaling=2.0, seed=0).trainable
+        moved = []
+        for rate, head_rate in ((0.0, 1e-2), (1e-2, 0.0), (1e-2, 1e-2)):
+            training = {"learning_rate": rate, "head_learning_rate": head_rate}
+            done = train(base, adapter, private_seed=1, privacy=privacy, training=training)
+            for side in ("a", "b"):
+                same = factors_of(done.trained, side) == factors_of(start, side)
+                assert same == (rate == 0.0)
+            for name, tensor in done.trained.dense.items():
+                assert not np.array_equal(tensor, adapter.dense[name])
+            moved.append(done.encoded)
+        assert moved[0] != moved[1]
+        # Asking a private round otherwise draws other noise.
+        assert (moved[1] == moved[2]) == (privacy.unit == "none")
+
     @pytest.mark.parametrize("kind", ["residual", "prefix", "fresh", "sampled"])
     def test_each_start_trains_what_the_server_will_subtract(
         self, bases, make_adapter, privacy, kind

@@ -59,6 +59,7 @@ max_gradient_norm = 0
 max_steps = 9
 keep_optimizer = true
 learning_rate_rank = 4
+head_learning_rate = 0.05
 [privacy]
 unit = "example"
 epsilon = 4
@@ -154,7 +155,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert configuration.train == TrainingParameters(
         epochs=2, batch_size=8, learning_rate=1e-4, max_length=64, schedule="linear", warmup=0.1,
         weight_decay=0.01, max_gradient_norm=0.0, max_steps=9, keep_optimizer=True,
-        learning_rate_rank=4,
+        learning_rate_rank=4, head_learning_rate=0.05,
     )  # fmt: skip
     assert configuration.privacy == PrivacyParameters(
         unit="example", epsilon=4.0, delta=1e-6, max_grad_norm=0.5, noise_multiplier=1.0
@@ -319,6 +320,9 @@ REFUSED = [
      'federation.download: ""; choose "float32" or "bfloat16" or "int8"'),
     ("[federation]\nmax_examples = -1", "federation.max_examples: -1; set it to 0 or more"),
     ("[train]\nlearning_rate_rank = -1", "train.learning_rate_rank: -1; set it to 0 or more"),
+    ("[train]\nhead_learning_rate = -1", "train.head_learning_rate: -1; set it to 0 or more"),
+    ("[train]\nhead_learning_rate = 0.1",
+     "train.head_learning_rate: 0.1; leave it out: a causal-lm has no head of its own"),
     ("[train]\nkeep_optimizer = 1", "train.keep_optimizer: 1; write true or false"),
     ('[robust]\nrule = "krum"', 'robust.rule: "krum"; choose "none" or "norm-bound" or '),
     ("[robust]\nmax_norm = -1", "robust.max_norm: -1; set it to 0 or more"),
