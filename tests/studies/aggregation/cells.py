@@ -143,6 +143,7 @@ def _plan(cell: Cell, base: BaseModel, data: PreparedData) -> FederationPlan:
             max_length=dataset.max_length,
             keep_optimizer=row.keep_optimizer,
             learning_rate_rank=cell.learning_rate_rank,
+            head_learning_rate=dataset.head_learning_rate,
         ),
         start=row.start,
         upload=row.upload,

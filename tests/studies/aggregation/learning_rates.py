@@ -1,8 +1,8 @@
 """The learning rates of the figures, and the cells that they are chosen by.
 
-All rates of a row are tried in one federation. How far a rate takes a federation follows from the
-steps that a client makes in a round and from how many are averaged, so in each other federation
-the best one there is tried again beside its neighbours.
+All rates of a row are tried in one federation on one split. How far a rate takes a federation
+follows from the steps that a client makes in a round, from how many are averaged and from how much
+they agree, so everywhere else the best one there is tried again beside its neighbours.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from study import CENTRAL, LOCAL, Cell, Federation, Rates, Row, Study
+from study import CENTRAL, LOCAL, Cell, Federation, Place, Rates, Row, Study
 
 Results = Mapping[str, Mapping[str, Any]]
 """From cells' keys to what they gave."""
@@ -36,7 +36,7 @@ def wide_rates(study: Study, results: Results) -> dict[tuple[str, Row], float]:
 
 
 def nearby_cells(study: Study, wide: Mapping[tuple[str, Row], float]) -> list[Cell]:
-    """The cells that rates are chosen by in the other federations.
+    """The cells that rates are chosen by in the other federations and on the other splits.
 
     Args:
         study: The study.
@@ -50,49 +50,46 @@ def nearby_cells(study: Study, wide: Mapping[tuple[str, Row], float]) -> list[Ce
 
 
 def best_rates(study: Study, results: Results) -> Rates:
-    """Choose each row's learning rate in each federation.
+    """Choose each row's learning rate in each federation on each split.
 
     Args:
         study: The study.
         results: What is finished.
 
     Returns:
-        The rates; absent where a cell that decides it is not finished. Central training knows no
-        federation and has one.
+        The rates; absent where a cell that decides it is not finished. Central training knows
+        neither federation nor split and has one, and the head alone has none that matters.
     """
     wide = wide_rates(study, results)
     found: Rates = {}
     for (name, row), rate in wide.items():
         for federation in study.federations:
-            if row == CENTRAL or federation == study.tuning_federation:
-                found[name, row, federation] = rate
+            for partition in study.partitions:
+                if row == CENTRAL or row.head_alone or _wide(study, federation, partition):
+                    found[name, row, federation, partition] = rate
     for place, tried in _nearby(study, wide).items():
         if (rate := _best(tried, results)) is not None:
             found[place] = rate
     return found
 
 
-def _nearby(
-    study: Study, wide: Mapping[tuple[str, Row], float]
-) -> dict[tuple[str, Row, Federation], list[Cell]]:
+def _wide(study: Study, federation: Federation, partition: str) -> bool:
+    """Whether all rates are tried here."""
+    return (federation, partition) == (study.tuning_federation, study.tuning_partition)
+
+
+def _nearby(study: Study, wide: Mapping[tuple[str, Row], float]) -> dict[Place, list[Cell]]:
     return {
-        (dataset.name, row, federation): [
-            study.cell(
-                dataset,
-                row,
-                federation,
-                study.tuning_partition,
-                study.tuning_seed,
-                rate,
-                tuning=True,
-            )
+        (dataset.name, row, federation, partition): [
+            study.cell(dataset, row, federation, partition, study.tuning_seed, rate, tuning=True)
             for rate in _neighbours(dataset.learning_rates, wide[dataset.name, row])
         ]
         for dataset in study.datasets
         for federation in study.federations
-        if federation != study.tuning_federation
+        for partition in study.partitions
+        if not _wide(study, federation, partition)
         for row in (LOCAL, *study.rows)
-        if (dataset.name, row) in wide and study.is_run(row, federation)
+        if (dataset.name, row) in wide and study.is_run(row, federation) and not row.head_alone
     }
 
 

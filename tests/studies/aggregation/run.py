@@ -54,25 +54,27 @@ def stages(study: Study, results: Mapping[str, Any], only: Sequence[str]) -> lis
         only: Words that the titles of the figures' cells have.
 
     Returns:
-        The cells that learning rates are chosen by in one federation, in the others, and the
-        figures' cells; with some rate where it is not known before the others are finished.
+        The cells that learning rates are chosen by in one federation, in the others and on other
+        splits, and the figures' cells; with some rate where it is not known before the others are
+        finished.
     """
     wide = {(cell.dataset.name, cell.row): cell.learning_rate for cell in study.tuning_cells()}
     wide |= wide_rates(study, results)
     rates = {
-        (name, row, federation): rate
+        (name, row, federation, partition): rate
         for (name, row), rate in wide.items()
         for federation in study.federations
+        for partition in study.partitions
     }
     figures = chosen(study.cells(rates | best_rates(study, results)), only)
     rows = {(cell.dataset.name, cell.row) for cell in figures}
-    places = {(cell.dataset.name, cell.row, cell.federation) for cell in figures}
+    places = {(cell.dataset.name, cell.row, cell.federation, cell.partition) for cell in figures}
     return [
         [cell for cell in study.tuning_cells() if (cell.dataset.name, cell.row) in rows],
         [
             cell
             for cell in nearby_cells(study, wide)
-            if (cell.dataset.name, cell.row, cell.federation) in places
+            if (cell.dataset.name, cell.row, cell.federation, cell.partition) in places
         ],
         figures,
     ]

@@ -70,6 +70,7 @@ class Dataset:
         layers: The layers that are adapted; those below the first are frozen.
         target_modules: What in those layers is adapted, by the ends of the names.
         learning_rates: What the learning rate is chosen from.
+        head_learning_rate: The classification head's rate under all methods; 0 where there is none.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Dataset:
     layers: tuple[int, ...]
     target_modules: tuple[str, ...]
     learning_rates: tuple[float, ...]
+    head_learning_rate: float = 0.0
 
     @property
     def measure(self) -> str:
@@ -128,6 +130,11 @@ class Row:
         return self.mean_rank or not find_method(self.method).mixed_ranks
 
     @property
+    def head_alone(self) -> bool:
+        """Whether nothing but a head is trained, so that the learning rate decides nothing."""
+        return self.method not in ENDS and find_method(self.method).trained_factors(1) == "none"
+
+    @property
     def personal(self) -> bool:
         """Whether there is no global model, so that clients' own ones are measured."""
         return self.method == "local" or (
@@ -139,8 +146,11 @@ ENDS = ("central", "local")
 CENTRAL, LOCAL = Row(name="central", method="central"), Row(name="local only", method="local")
 
 
-Rates = dict[tuple[str, Row, Federation], float]
-"""From data set's name, row and federation to the learning rate of the figures."""
+Place = tuple[str, Row, Federation, str]
+"""A data set's name, a row, a federation and a split."""
+
+Rates = dict[Place, float]
+"""The learning rates of the figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +199,8 @@ class Cell:
             settings["row"]["name"],
             settings["row"]["everywhere"],
         )
+        if not self.dataset.head_learning_rate:
+            del settings["dataset"]["head_learning_rate"]
         settings["format"] = FORMAT
         return bytes_digest(canonical_json(settings)).removeprefix("sha256:")[:20]
 
@@ -231,9 +243,9 @@ class Study:
         seeds: The seeds of the figures.
         rows: The catalogue's methods and the variants, in the order of the tables.
         tuning_seed: The seed on which learning rates are chosen.
-        tuning_federation: The federation on which all of them are tried. In the others a row's
-            best one there is tried again, with its neighbours.
-        tuning_partition: The split on which they are.
+        tuning_federation: The federation on which all of them are tried. In the others, and on
+            the other splits, a row's best one there is tried again, with its neighbours.
+        tuning_partition: The split on which all are.
         variant_clients: The federations that the variants are run in, by their clients.
         alpha_over_rank: As in :class:`Cell`.
         learning_rate_rank: As in :class:`Cell`.
@@ -271,7 +283,7 @@ class Study:
             )
             for dataset in self.datasets
             for row in (CENTRAL, LOCAL, *self.rows)
-            for rate in dataset.learning_rates
+            for rate in dataset.learning_rates[: 1 if row.head_alone else None]
         ]
 
     def cells(self, rates: Rates) -> list[Cell]:
@@ -292,7 +304,7 @@ class Study:
             for partition in self.partitions
             for row in (CENTRAL, LOCAL, *self.rows)
             if self.is_run(row, federation)
-            and (rate := rates.get((dataset.name, row, federation))) is not None
+            and (rate := rates.get((dataset.name, row, federation, partition))) is not None
         ]
         return list({cell.key: cell for cell in found}.values())
 

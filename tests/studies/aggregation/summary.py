@@ -184,7 +184,7 @@ def _entry(
     place: tuple[Dataset, Row, Federation, str],
 ) -> Entry:
     dataset, row, federation, partition = place
-    rate = rates.get((dataset.name, row, federation))
+    rate = rates.get((dataset.name, row, federation, partition))
     if not study.is_run(row, federation):
         return Entry(row=row, rate=rate, refused="variants are not run here")
     if rate is None:

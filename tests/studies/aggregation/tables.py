@@ -80,6 +80,8 @@ def as_markdown(settings: Sequence[Setting]) -> str:
             _figures(here),
             f"\n### {name}: the ledger beside the best method\n",
             _verdicts(here),
+            f"\n### {name}: learning rates\n",
+            _rates(here),
             f"\n### {name}: kilobytes of a client's round, down / up\n",
             _traffic(here),
             "",
@@ -160,20 +162,23 @@ def _figures(settings: Sequence[Setting]) -> str:
         for setting in settings:
             text = value_text(setting, setting.entries[index])
             cells.append(f"**{text}**" if best[setting.title] == entry.row else text)
-        rows.append([entry.row.name, _rates(settings, index), *cells])
-    header = ["", "learning rate", *(setting.title for setting in settings)]
-    return _table(header, rows)
+        rows.append([entry.row.name, *cells])
+    return _table(["", *(setting.title for setting in settings)], rows)
 
 
-def _rates(settings: Sequence[Setting], index: int) -> str:
-    """A row's learning rates: one, or one for each federation in their order."""
-    found = {
-        setting.federation: setting.entries[index].rate
-        for setting in settings
-        if not setting.entries[index].refused
-    }
-    shown = ["" if rate is None else f"{rate:g}" for rate in found.values()]
-    return " / ".join(one or "?" for one in shown) if len(set(shown)) > 1 else "".join(shown[:1])
+def _rates(settings: Sequence[Setting]) -> str:
+    rows = [
+        [setting.entries[index].row.name for setting in settings[:1]]
+        + [_rate(setting.entries[index]) for setting in settings]
+        for index in range(len(settings[0].entries))
+    ]
+    return _table(["", *(setting.title for setting in settings)], rows)
+
+
+def _rate(entry: Entry) -> str:
+    if entry.refused or entry.row.head_alone:
+        return "n/a"
+    return _MISSING if entry.rate is None else f"{entry.rate:g}"
 
 
 def _verdicts(settings: Sequence[Setting]) -> str:

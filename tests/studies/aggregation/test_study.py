@@ -40,9 +40,10 @@ def wide(study: Study) -> dict[tuple[str, Row], float]:
 
 def some_rates(study: Study) -> Rates:
     return {
-        (*place, federation): rate
+        (*place, federation, partition): rate
         for place, rate in wide(study).items()
         for federation in study.federations
+        for partition in study.partitions
     }
 
 
@@ -118,40 +119,57 @@ def test_the_best_rate_is_the_measures_best_and_needs_all_of_them() -> None:
     assert CENTRAL not in {one for _, one in rates}
 
 
-def test_other_federations_choose_among_the_neighbours_of_the_best() -> None:
+def test_elsewhere_rates_are_chosen_among_the_neighbours_of_the_best() -> None:
     ledger = next(row for row in FULL.rows if row.name == "ledger")
-    here, (name, tried) = FULL.tuning_federation, ("banking77", FULL.datasets[0].learning_rates)
+    name, tried = "banking77", FULL.datasets[0].learning_rates
+    places = [(one, split) for one in FULL.federations for split in FULL.partitions]
+    here = FULL.tuning_federation, FULL.tuning_partition
     results = {}
     for cell in FULL.tuning_cells():
         if (cell.dataset.name, cell.row) == (name, ledger):
             results[cell.key] = {"accuracy": 1.0 - abs(cell.learning_rate - tried[2])}
-    assert best_rates(FULL, results) == {(name, ledger, here): tried[2]}
+    assert best_rates(FULL, results) == {(name, ledger, *here): tried[2]}
     cells = nearby_cells(FULL, wide_rates(FULL, results))
-    others = [one for one in FULL.federations if one != here]
-    assert [cell.federation for cell in cells[::3]] == others
+    others = [one for one in places if one != here]
+    assert [(cell.federation, cell.partition) for cell in cells[::3]] == others
     assert all(cell.tuning and cell.seed not in FULL.seeds for cell in cells)
     for cell in cells:
         assert cell.learning_rate in tried[1:4]
         results[cell.key] = {"accuracy": cell.learning_rate}
     rates = best_rates(FULL, results)
-    assert rates == {
-        (name, ledger, one): tried[2 if one == here else 3] for one in FULL.federations
-    }
+    assert rates == {(name, ledger, *one): tried[2 if one == here else 3] for one in places}
     del results[cells[0].key]
-    assert set(rates) - set(best_rates(FULL, results)) == {(name, ledger, cells[0].federation)}
+    assert set(rates) - set(best_rates(FULL, results)) == {(name, ledger, *others[0])}
     # A rate at the end of the scale has one neighbour.
     assert len(nearby_cells(FULL, {(name, ledger): tried[0]})) == 2 * len(others)
 
 
 def test_who_meets_nobody_has_one_rate_however_many_take_part() -> None:
-    local = wide_rates(FULL, {cell.key: {} for cell in FULL.tuning_cells()})
-    cells = nearby_cells(FULL, {place: rate for place, rate in local.items() if place[1] == LOCAL})
+    results: dict[str, dict[str, float]] = {cell.key: {} for cell in FULL.tuning_cells()}
+    local = {place: rate for place, rate in wide_rates(FULL, results).items() if place[1] == LOCAL}
+    cells = nearby_cells(FULL, local)
     assert {cell.federation.fraction for cell in cells} == {1.0}
-    assert len({cell.federation for cell in cells}) == len(FULL.federations) - 2
-    rates = best_rates(FULL, {cell.key: {} for cell in [*FULL.tuning_cells(), *cells]})
-    assert {row for _, row, _ in rates} > {CENTRAL, LOCAL}
+    assert len({cell.federation for cell in cells}) == len(FULL.federations) - 1
+    rates = best_rates(FULL, results | {cell.key: {} for cell in cells})
+    assert {row for _, row, _, _ in rates} > {CENTRAL, LOCAL}
     for row in (CENTRAL, LOCAL):
-        assert {one for _, other, one in rates if other == row} == set(FULL.federations)
+        found = [place[2:] for place in rates if place[1] == row and place[0] == "banking77"]
+        assert len(found) == len(FULL.federations) * len(FULL.partitions)
+
+
+def test_the_head_alone_has_no_rate_to_choose() -> None:
+    (row,) = (one for one in FULL.rows if one.head_alone)
+    assert row.name == "fedavg"
+    assert len([cell for cell in FULL.tuning_cells() if cell.row == row]) == len(FULL.datasets)
+    assert not [cell for cell in nearby_cells(FULL, wide(FULL)) if cell.row == row]
+
+
+def test_a_head_has_one_rate_and_what_has_none_keeps_its_cells() -> None:
+    banking, plays = FULL.datasets
+    assert banking.head_learning_rate > 0.0 == plays.head_learning_rate
+    for cell in FULL.tuning_cells()[::7]:
+        other = replace(cell, dataset=replace(cell.dataset, head_learning_rate=0.5))
+        assert other.key != cell.key
 
 
 def setting(measure: str, **values: tuple[float, ...]) -> Setting:
@@ -225,5 +243,5 @@ def test_what_is_not_finished_is_visibly_missing() -> None:
     assert len(settings) == 2 * 4 * 2
     text = as_markdown(settings)
     for row in CATALOG:
-        assert f"| {row.name} |  | missing |" in text
+        assert f"| {row.name} | missing | missing |" in text
     assert as_csv(settings).count("\n") == 1 + len(settings) * (len(FULL.rows) + 2)
