@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from intarsia_client.files import write_bytes
 
@@ -36,6 +38,9 @@ from intarsia_platform.reporting.summary import (
 )
 from intarsia_platform.results import SimulationResult
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 
 def write_report(
     path: Path,
@@ -65,24 +70,8 @@ def write_report(
     Raises:
         StorageError: If the file cannot be written; nothing is left behind then.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("intarsia_platform.reporting", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "bytes": bytes_text,
-        "duration": duration_text,
-        "name": printable,
-        "on_lines": on_lines,
-        "share": share_text,
-    }
     measure = measure_of(result)
-    page = environment.get_template("report.html").render(
+    page = _template().render(
         title=title,
         introduction=introduction,
         result=result,
@@ -111,3 +100,25 @@ def write_report(
     )
     write_bytes(path, page.encode("utf-8", errors="replace"))
     return path
+
+
+@functools.cache
+def _template() -> Template:
+    """The page's template, compiled once in a process."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("intarsia_platform.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "bytes": bytes_text,
+        "duration": duration_text,
+        "name": printable,
+        "on_lines": on_lines,
+        "share": share_text,
+    }
+    return environment.get_template("report.html")
