@@ -25,7 +25,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -77,10 +77,21 @@ def spectral_rows(factors: LowRankFactors) -> SpectralRows:
         Its directions; computed in float64 through QR decompositions of the factors, in
         O((d_out + d_in) r^2), without the product.
     """
-    b = torch.from_numpy(factors.b).double() * factors.scaling
-    a = torch.from_numpy(factors.a).double()
-    r_b = torch.linalg.qr(b, mode="r").R
-    q_a, r_a = torch.linalg.qr(a.T)
+    return rows_of(torch.from_numpy(factors.a), torch.from_numpy(factors.b) * factors.scaling)
+
+
+def rows_of(a: torch.Tensor, b: torch.Tensor) -> SpectralRows:
+    """Read off what a product listens to.
+
+    Args:
+        a: Shape (r, d_in), on any device, in any precision.
+        b: Shape (d_out, r); a scaling changes nothing.
+
+    Returns:
+        As :func:`spectral_rows`, on the same device.
+    """
+    r_b = torch.linalg.qr(b.double(), mode="r").R
+    q_a, r_a = torch.linalg.qr(a.double().T)
     _, sigma, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     largest = float(sigma[0]) if len(sigma) else 0.0
     kept = v[(sigma > _ROUNDING * largest) & (sigma > 0)] @ q_a.T
@@ -153,6 +164,10 @@ def lag_gates(
     passed = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, first, True)
     best = lengths.masked_fill(~passed, -1.0).argmax(dim=-1, keepdim=True)
     return Gates(digests=tuple(chosen), weights=torch.zeros_like(scores).scatter(-1, best, 1.0))
+
+
+ROUTERS: Mapping[str, Callable[..., Gates]] = {"arrow": arrow_gates, "lag": lag_gates}
+"""By name; each takes the hidden states, a library and the digests that are allowed."""
 
 
 def _allowed_rows(

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from intarsia_client.errors import InputError
+from intarsia_client.wire import FloatArray
 from intarsia_continual.descriptors.base import Descriptor
 from intarsia_continual.descriptors.catalog import find_method
 from intarsia_continual.retrieval import Choice, Retriever
@@ -15,7 +16,7 @@ from intarsia_platform.access.ticket import Ticket
 from intarsia_platform.answering.descriptors import DescriptorShelf
 from intarsia_platform.answering.encoders import EncoderShelf
 from intarsia_platform.answering.library import Library
-from intarsia_platform.answering.settings import RetrievalSettings
+from intarsia_platform.answering.settings import REQUEST_ROUTING, ROUTINGS, RetrievalSettings
 from intarsia_platform.answering.use import Use, UseKind
 from intarsia_platform.serving.grants import Admission, check_grants
 
@@ -36,6 +37,10 @@ class Chooser:
         descriptors: What is known of each adapter's texts.
         encoders: Turn prompts into vectors.
         settings: How to retrieve.
+        task: What the base does.
+
+    Raises:
+        InputError: If a setting cannot be used, or not with such a base.
     """
 
     def __init__(
@@ -45,13 +50,15 @@ class Chooser:
         descriptors: DescriptorShelf,
         encoders: EncoderShelf,
         settings: RetrievalSettings,
+        task: str = "causal-lm",
     ) -> None:
-        """Keep the parts, and see that the settings can be used."""
+        """Keep the parts."""
         self._admission = admission
         self._library = library
         self._descriptors = descriptors
         self._encoders = encoders
         self._settings = settings
+        _check_routing(settings.routing, task)
         # Each family of descriptors gets its own; wrong numbers are to be found now.
         self._retriever("document-similarity", settings.top_k)
 
@@ -111,13 +118,26 @@ class Chooser:
             return ()
         vector = self._encoders.encode(encoder, text)
         for most in range(self._settings.top_k, 0, -1):
-            chosen = self._retriever(method, most).choose(vector, family, ticket.apart)
+            chosen = self._chosen(self._retriever(method, most), vector, family, ticket)
             # Of two the ticket says whether they may be mixed; more are to be judged together.
             if len(chosen) < _PAIR + 1 or self._admission.standing(
                 ticket, [choice.digest for choice in chosen]
             ):
                 return chosen
         return ()
+
+    def _chosen(
+        self,
+        retriever: Retriever,
+        vector: FloatArray,
+        family: Mapping[str, Descriptor],
+        ticket: Ticket,
+    ) -> tuple[Choice, ...]:
+        if not self._settings.router:
+            return retriever.choose(vector, family, ticket.apart)
+        # How much each counts is for the router to say, also of the least like the prompt.
+        found = retriever.ranking(vector, family, ticket.apart)
+        return tuple(Choice(digest=digest, weight=1.0 / len(found)) for digest in found)
 
     def _family(
         self, descriptors: Mapping[str, Descriptor]
@@ -144,4 +164,13 @@ class Chooser:
             top_k=top_k,
             threshold=self._settings.threshold,
             temperature=self._settings.temperature,
+        )
+
+
+def _check_routing(routing: str, task: str) -> None:
+    if routing not in ROUTINGS:
+        raise InputError("routing", routing, f"choose one of {', '.join(ROUTINGS)}")
+    if routing != REQUEST_ROUTING and task != "causal-lm":
+        raise InputError(
+            "routing", routing, f"use {REQUEST_ROUTING}: a router divides no classification heads"
         )

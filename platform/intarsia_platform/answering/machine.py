@@ -17,7 +17,7 @@ from intarsia_platform.answering.descriptors import DescriptorShelf
 from intarsia_platform.answering.encoders import EncoderShelf
 from intarsia_platform.answering.library import Library
 from intarsia_platform.answering.settings import ServiceSettings
-from intarsia_platform.answering.use import Use
+from intarsia_platform.answering.use import Use, UseKind
 from intarsia_platform.groups.signing import SigningKey
 from intarsia_platform.groups.store import Groups
 from intarsia_platform.registry.database import Database
@@ -81,7 +81,12 @@ class Machine:
         self._settings = settings
         self._admission = admission
         self._chooser = Chooser(
-            admission, self.library, self.descriptors, self.encoders, settings.retrieval
+            admission,
+            self.library,
+            self.descriptors,
+            self.encoders,
+            settings.retrieval,
+            self.base.task,
         )
         self._lock = threading.Lock()
         self._beginning = threading.Lock()
@@ -145,12 +150,24 @@ class Machine:
         self._forget_since()
         return self._chooser.choose(ticket, text, use)
 
+    def routing(self, use: Use) -> str:
+        """The router of what retrieval chose, empty where weights say how much.
+
+        Args:
+            use: What the caller wants.
+
+        Returns:
+            Its name.
+        """
+        return self._settings.retrieval.router if use.kind is UseKind.AUTO else ""
+
     def submit(
         self,
         ticket: Ticket,
         prompt: Sequence[int],
         choices: Sequence[Choice],
         sampling: Sampling,
+        routing: str = "",
     ) -> Stream:
         """Begin an answer.
 
@@ -159,6 +176,7 @@ class Machine:
             prompt: Its tokens.
             choices: What :meth:`choose` gave.
             sampling: How tokens are chosen.
+            routing: What :meth:`routing` gave.
 
         Returns:
             The engine's stream.
@@ -167,7 +185,9 @@ class Machine:
             IntarsiaError: As :meth:`Engine.submit`.
         """
         engine = self.engine()
-        request = Request(ticket=ticket, prompt=prompt, choices=choices, sampling=sampling)
+        request = Request(
+            ticket=ticket, prompt=prompt, choices=choices, routing=routing, sampling=sampling
+        )
         try:
             return engine.submit(request)
         finally:
@@ -175,7 +195,11 @@ class Machine:
             self._forget_since(ticket.epoch)
 
     def score(
-        self, ticket: Ticket, records: Sequence[Record], choices: Sequence[Sequence[Choice]]
+        self,
+        ticket: Ticket,
+        records: Sequence[Record],
+        choices: Sequence[Sequence[Choice]],
+        routing: str = "",
     ) -> Scores:
         """Score records.
 
@@ -183,6 +207,7 @@ class Machine:
             ticket: What the caller may use; used up.
             records: The records.
             choices: What :meth:`choose` gave for each.
+            routing: What :meth:`routing` gave.
 
         Returns:
             The scores.
@@ -199,6 +224,7 @@ class Machine:
                 records,
                 choices,
                 max_length=self._score_tokens,
+                routing=routing,
             )
         finally:
             self._forget_since(ticket.epoch)

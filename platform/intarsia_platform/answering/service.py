@@ -222,7 +222,9 @@ class AnsweringService:
             tokens = self._prompts.tokens(prompt)
             choices = self.choose(ticket, retrieval_text(prompt), use)
             used = used_of(ticket, choices)
-            inner = self._machine.submit(ticket, tokens, choices, sampling or Sampling())
+            inner = self._machine.submit(
+                ticket, tokens, choices, sampling or Sampling(), self._machine.routing(use)
+            )
         return Started(
             stream=self._trail.follow(inner, {**event, **used_event(used)}),
             used=used,
@@ -271,7 +273,7 @@ class AnsweringService:
         with self._trail.refusals(event):
             chosen = self._choices(ticket, records, use)
             used = [used_of(ticket, choices) for choices in chosen]
-            found = self._machine.score(ticket, records, chosen)
+            found = self._machine.score(ticket, records, chosen, self._machine.routing(use))
         everything = {one.digest: one for some in used for one in some}
         self._trail.append(
             {

@@ -6,20 +6,33 @@ from dataclasses import dataclass, field
 
 from intarsia_platform.serving.capacities import BANK_BYTES, PREFIX_BYTES
 
+REQUEST_ROUTING = "request"
+ROUTINGS = (REQUEST_ROUTING, "arrow", "lag")
+"""Where it is settled how much each retrieved adapter counts: once for a request, or by a router of
+:mod:`intarsia_continual.layerwise` for each token in each module."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalSettings:
     """How adapters are retrieved; as :class:`intarsia_continual.retrieval.Retriever` takes it.
 
     Args:
-        top_k: How many are mixed at most.
-        threshold: Share of an adapter's own left-out texts that a prompt must not stay below.
+        top_k: How many are mixed at most; or, with a router, among how many it divides tokens.
+        threshold: Share of an adapter's own left-out texts that a prompt must not stay below; None
+            leaves no adapter out.
         temperature: Small for one adapter, large for equal weights.
+        routing: One of :data:`ROUTINGS`.
     """
 
     top_k: int = 3
     threshold: float | None = 0.05
     temperature: float = 0.3
+    routing: str = REQUEST_ROUTING
+
+    @property
+    def router(self) -> str:
+        """The router's name, empty where a request's weights hold for all its tokens."""
+        return "" if self.routing == REQUEST_ROUTING else self.routing
 
 
 @dataclass(frozen=True, kw_only=True)

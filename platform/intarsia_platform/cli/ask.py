@@ -16,6 +16,12 @@ from intarsia_platform.cli.output import (
     short_digest,
     table,
 )
+from intarsia_platform.cli.retrieval_options import (
+    Routing,
+    Threshold,
+    TopK,
+    retrieval_settings,
+)
 from intarsia_platform.cli.settings import settings_of
 
 if TYPE_CHECKING:
@@ -64,6 +70,9 @@ def ask_command(
     why: Annotated[
         bool, typer.Option("--why", help="Show which adapters were used, and why they could be.")
     ] = False,
+    top_k: TopK = 3,
+    threshold: Threshold = "0.05",
+    routing: Routing = "request",
     base: Base = None,
 ) -> None:
     """Answer one prompt.
@@ -78,6 +87,9 @@ def ask_command(
         temperature: Divides the logits.
         seed: Decides everything random.
         why: Whether to explain.
+        top_k: Adapters that retrieval takes at most.
+        threshold: Share of an adapter's own texts that a prompt must beat.
+        routing: Where it is settled how much each retrieved adapter counts.
         base: The base.
     """
     from intarsia_platform.access.refusal import bad_ticket
@@ -91,7 +103,10 @@ def ask_command(
     check_json_place(settings)
     wanted = parse_use(use)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    serving = ServiceSettings(max_rows=1, ticket_seconds=TICKET_SECONDS, alone=True)
+    retrieval = retrieval_settings(top_k, threshold, routing)
+    serving = ServiceSettings(
+        max_rows=1, ticket_seconds=TICKET_SECONDS, alone=True, retrieval=retrieval
+    )
     home = settings.open_home()
     with open_service(
         home, base=base, settings=serving, principal=principal, purpose=purpose
@@ -106,7 +121,7 @@ def ask_command(
             raise bad_ticket()
         mapping, parts = answered.as_mapping(), list[Any]()
         if why:
-            mapping["why"] = _why(service, ticket, wanted, answered)
+            mapping["why"] = _why(service, ticket, wanted, answered, routing)
             parts = ["", _why_shown(mapping["why"])]
     present(settings, mapping, *parts)
 
@@ -139,7 +154,9 @@ def _harmless(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
-def _why(service: AnsweringService, ticket: Ticket, use: Use, answered: Answered) -> dict[str, Any]:
+def _why(
+    service: AnsweringService, ticket: Ticket, use: Use, answered: Answered, routing: str
+) -> dict[str, Any]:
     from intarsia_platform.access.decisions import decide
     from intarsia_platform.access.facts import AdapterFactsReader
     from intarsia_platform.access.policy import PolicyStore
@@ -159,18 +176,24 @@ def _why(service: AnsweringService, ticket: Ticket, use: Use, answered: Answered
             }
         )
     return {
-        "chosen_by": "retrieval" if use.kind == "auto" else "caller",
+        "chosen_by": _chooser(use, routing),
         "granted": [granted.name for granted in ticket.adapters],
         "adapters": adapters,
         "finish": str(answered.finish),
     }
 
 
+def _chooser(use: Use, routing: str) -> str:
+    if use.kind != "auto":
+        return "caller"
+    return "retrieval" if routing == "request" else f"retrieval, {routing} by token and layer"
+
+
 def _why_shown(why: dict[str, Any]) -> RenderableType:
     granted = ", ".join(sorted(why["granted"])) or "no adapter"
     if not why["adapters"]:
         alone = "no adapter's texts are like the prompt" if why["granted"] else "none may be used"
-        reason = alone if why["chosen_by"] == "retrieval" else "as asked"
+        reason = "as asked" if why["chosen_by"] == "caller" else alone
         return f"the base answered alone, {reason}; may use {granted}"
     rows = [
         (

@@ -16,6 +16,12 @@ from intarsia_platform.cli.ask import (
     tell_without_policies,
 )
 from intarsia_platform.cli.output import check_json_place, facts, present, table
+from intarsia_platform.cli.retrieval_options import (
+    Routing,
+    Threshold,
+    TopK,
+    retrieval_settings,
+)
 from intarsia_platform.cli.settings import settings_of
 
 if TYPE_CHECKING:
@@ -40,6 +46,9 @@ def score_command(
         int,
         typer.Option("--max-length", metavar="N", help="Longest window; 0 for the base's, to 512."),
     ] = 0,
+    top_k: TopK = 3,
+    threshold: Threshold = "0.05",
+    routing: Routing = "request",
     base: Base = None,
 ) -> None:
     """Score records.
@@ -53,6 +62,9 @@ def score_command(
         text: The field of texts.
         class_field: The field of classes.
         max_length: Tokens that are read at once; a longer record is scored in windows.
+        top_k: Adapters that retrieval takes at most.
+        threshold: Share of an adapter's own texts that a prompt must beat.
+        routing: Where it is settled how much each retrieved adapter counts.
         base: The base.
     """
     from intarsia_client.records import read_records
@@ -64,7 +76,11 @@ def score_command(
     check_json_place(settings)
     wanted = parse_use(use)
     records = read_records(path, text=text, label=class_field, thing="FILE")
-    serving = ServiceSettings(score_tokens=max_length, ticket_seconds=TICKET_SECONDS)
+    serving = ServiceSettings(
+        score_tokens=max_length,
+        ticket_seconds=TICKET_SECONDS,
+        retrieval=retrieval_settings(top_k, threshold, routing),
+    )
     home = settings.open_home()
     with open_service(
         home, base=base, settings=serving, principal=principal, purpose=purpose

@@ -12,6 +12,12 @@ from intarsia_client.errors import InputError
 
 from intarsia_platform.cli.lines import say
 from intarsia_platform.cli.output import check_json_place, present
+from intarsia_platform.cli.retrieval_options import (
+    Routing,
+    Threshold,
+    TopK,
+    retrieval_settings,
+)
 from intarsia_platform.cli.settings import settings_of
 
 if TYPE_CHECKING:
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
 
     from intarsia_platform.answering.settings import ServiceSettings
     from intarsia_platform.cli.settings import Settings
-    from intarsia_platform.gateway.settings import GatewaySettings
+    from intarsia_platform.gateway.settings import GatewaySettings, Telling
     from intarsia_platform.home import Home
     from intarsia_platform.serving_cluster.settings import Issuer
 
@@ -102,6 +108,9 @@ def serve_command(
     tls_key: PrivateKey = None,
     replicas: Replicas = 1,
     gpus_per_replica: GpusPerReplica = 0.0,
+    top_k: TopK = 3,
+    threshold: Threshold = "0.05",
+    routing: Routing = "request",
 ) -> None:
     """Serve a home over HTTP.
 
@@ -127,24 +136,29 @@ def serve_command(
         tls_key: Its private key.
         replicas: How many gateways with an engine each.
         gpus_per_replica: GPUs for each of several.
+        top_k: Adapters that retrieval takes at most.
+        threshold: Share of an adapter's own texts that a prompt must beat.
+        routing: Where it is settled how much each retrieved adapter counts.
     """
     from intarsia_platform.answering.settings import ServiceSettings
-    from intarsia_platform.gateway.settings import GatewaySettings, Telling
+    from intarsia_platform.gateway.settings import GatewaySettings
 
-    if tell not in tuple(Telling):
-        raise InputError("--tell", tell, f"choose one of {', '.join(Telling)}")
+    telling = _telling(tell)
     _check_numbers(drain_seconds, replicas, gpus_per_replica)
     _check_files(tls_certificate, tls_key)
     limits = GatewaySettings(
         max_tokens=max_tokens,
         requests_per_principal=requests_per_principal,
         request_seconds=request_seconds,
-        telling=Telling(tell),
+        telling=telling,
         metrics=metrics,
         console=console,
     )
     answering = ServiceSettings(
-        max_rows=rows, row_tokens=row_tokens, ticket_seconds=max(300.0, request_seconds)
+        max_rows=rows,
+        row_tokens=row_tokens,
+        ticket_seconds=max(300.0, request_seconds),
+        retrieval=retrieval_settings(top_k, threshold, routing),
     )
     serving = _Serving(
         host=host,
@@ -161,6 +175,14 @@ def serve_command(
     )
     serve = _serve if replicas == 1 else _serve_replicas
     serve(settings_of(context), serving)
+
+
+def _telling(tell: str) -> Telling:
+    from intarsia_platform.gateway.settings import Telling
+
+    if tell not in tuple(Telling):
+        raise InputError("--tell", tell, f"choose one of {', '.join(Telling)}")
+    return Telling(tell)
 
 
 @dataclass(frozen=True, kw_only=True)

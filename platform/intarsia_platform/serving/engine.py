@@ -156,8 +156,8 @@ class Engine:
         prompt = self._prompt_tokens(request.prompt)
         self._admission.admit(request.ticket)
         parts = check_grants(request.ticket, request.choices)
-        digests = [digest for digest, _ in parts]
-        beginnings = self._prefixes.beginnings(request.ticket, parts, prompt)
+        digests, weights = [one for one, _ in parts], [weight for _, weight in parts]
+        beginnings = self._prefixes.beginnings(request.ticket, parts, prompt, request.routing)
         lease = self._bank.lease(digests)
         try:
             row = Row(
@@ -165,10 +165,7 @@ class Engine:
                 stream=Stream(self._wake),
                 watch=Watch(self._admission, request.ticket, digests, self._clock),
                 lease=lease,
-                mixture=mixture_of(
-                    (adapter, weight)
-                    for adapter, (_, weight) in zip(lease.adapters, parts, strict=True)
-                ),
+                mixture=mixture_of(zip(lease.adapters, weights, strict=True), request.routing),
                 prompt=prompt,
                 beginnings=beginnings,
                 most=min(request.sampling.max_tokens, self._runner.limit - len(prompt)),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from intarsia_client.errors import InputError
+from intarsia_continual.layerwise import ROUTERS
 
 from intarsia_platform.serving.banked_adapter import BankedAdapter
 
@@ -18,6 +19,18 @@ weighted updates, as PEFT's ``combination_type="cat"`` gives it. A classificatio
 with its own head.
 """
 
+
+class Routed(tuple[tuple[BankedAdapter, float], ...]):
+    """A mixture in which each module decides for each token how much it takes of which adapter.
+
+    A row then computes ``W x + sum_i gate_i(x) scaling_i B_i A_i x``, the gates those of
+    :mod:`intarsia_continual.layerwise`; the weights stand for nothing.
+    """
+
+    routing: str
+    """The router, one of :data:`intarsia_continual.layerwise.ROUTERS`."""
+
+
 MixtureKey = tuple[tuple[str, float], ...]
 """Digests and weights: equal keys mean equal mixtures."""
 
@@ -25,18 +38,19 @@ BASE: Mixture = ()
 """The base alone."""
 
 
-def mixture_of(parts: Iterable[tuple[BankedAdapter, float]]) -> Mixture:
+def mixture_of(parts: Iterable[tuple[BankedAdapter, float]], routing: str = "") -> Mixture:
     """Make a mixture.
 
     Args:
         parts: Adapters, each at most once, and their weights.
+        routing: Which router divides each token among them, layer by layer; empty for the weights.
 
     Returns:
         The mixture, ordered by digest, so that the order of choice does not change a bit of what
-        is computed; adapters of weight 0 are left out.
+        is computed; adapters of weight 0 are left out. Of several with a router a :class:`Routed`.
 
     Raises:
-        InputError: If a weight is not finite or an adapter comes twice.
+        InputError: If a weight is not finite, an adapter comes twice, or there is no such router.
     """
     chosen = sorted(parts, key=lambda part: part[0].digest)
     digests = [adapter.digest for adapter, _ in chosen]
@@ -45,7 +59,15 @@ def mixture_of(parts: Iterable[tuple[BankedAdapter, float]]) -> Mixture:
             raise InputError(f"weight of {adapter.digest}", weight, "give a finite number")
     if len(set(digests)) < len(digests):
         raise InputError("mixture", digests, "name each adapter once")
-    return tuple((adapter, float(weight)) for adapter, weight in chosen if weight)
+    if routing and routing not in ROUTERS:
+        raise InputError("routing", routing, f"choose one of {', '.join(ROUTERS)}")
+    mixture = tuple((adapter, float(weight)) for adapter, weight in chosen if weight)
+    # Every gate of a single adapter is 1.
+    if not routing or len(mixture) == 1:
+        return mixture
+    routed = Routed(mixture)
+    routed.routing = routing
+    return routed
 
 
 def mixture_key(mixture: Mixture) -> MixtureKey:

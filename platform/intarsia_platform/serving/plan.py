@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from intarsia_platform.serving.banked_adapter import BankedAdapter
 from intarsia_platform.serving.heads import HeadKernel
-from intarsia_platform.serving.mixture import Mixture
+from intarsia_platform.serving.mixture import BASE, Mixture, Routed
 from intarsia_platform.serving.packed_kernel import PackedFactors, PackedKernel, packed_factors
+from intarsia_platform.serving.routed_kernel import RoutedKernel, Spectra
 from intarsia_platform.serving.segment_kernel import Scratch, SegmentKernel, segment_of
 from intarsia_platform.serving.shared_input import GroupKernel
 from intarsia_platform.serving.slot_kernel import Layouts, SlotKernel
 from intarsia_platform.serving.slots import Group, GroupSlots, Ranks, Wanted, ranks_in, wanted_of
 
 PACKED_RANK = 150
+
+
+class Both:
+    """Two kernels of a group, one after the other.
+
+    Args:
+        first: The one.
+        second: The other.
+    """
+
+    def __init__(self, first: GroupKernel, second: GroupKernel) -> None:
+        self._kernels = first, second
+
+    def add(self, position: int, x: Tensor, y: Tensor) -> None:
+        """Let both add."""
+        for kernel in self._kernels:
+            kernel.add(position, x, y)
 
 
 class NoUpdate:
@@ -49,6 +68,16 @@ class BatchPlan:
     _wanted: dict[tuple[Ranks, ...], Wanted] = field(default_factory=dict, repr=False)
     _layouts: Layouts = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def routed(self) -> Mapping[int, Routed]:
+        """The rows whose tokens each module divides."""
+        return {row: one for row, one in enumerate(self.mixtures) if isinstance(one, Routed)}
+
+    @cached_property
+    def weighted(self) -> tuple[Mixture, ...]:
+        """Of each row what is mixed by weight: nothing of a routed one."""
+        return tuple(BASE if row in self.routed else one for row, one in enumerate(self.mixtures))
+
     @property
     def rows(self) -> int:
         """Rows of the batch."""
@@ -71,6 +100,8 @@ class BatchPlan:
             # Ordinary tensors, which may be written to in and outside inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 kernel = self._single(group, widths) if single else self._several(group)
+                if self.routed:
+                    kernel = Both(kernel, self._divided(group))
             self._kernels[group, single] = kernel
         return kernel
 
@@ -88,21 +119,25 @@ class BatchPlan:
             self._heads[name] = HeadKernel(name, module, self.mixtures)
         return self._heads[name]
 
+    def _divided(self, group: Group) -> GroupKernel:
+        copies = self.copies
+        return RoutedKernel(group, self.routed, self.dtype, copies.scratch, copies.spectra)
+
     def _several(self, group: Group) -> GroupKernel:
-        rows = [segment_of(group, mixture) for mixture in self.mixtures]
+        rows = [segment_of(group, mixture) for mixture in self.weighted]
         if not any(rows):
             return NoUpdate()
         return SegmentKernel(group, rows, self.dtype, self.copies.scratch)
 
     def _single(self, group: Group, widths: Sequence[int]) -> GroupKernel:
         if self.packed:
-            packed = self.copies.packed(group, distinct_adapters(self.mixtures))
-            return PackedKernel(group, packed, self.mixtures) if packed else NoUpdate()
-        ranks = ranks_in(group, self.mixtures)
+            packed = self.copies.packed(group, distinct_adapters(self.weighted))
+            return PackedKernel(group, packed, self.weighted) if packed else NoUpdate()
+        ranks = ranks_in(group, self.weighted)
         if not any(map(any, ranks)):
             return NoUpdate()
         if ranks not in self._wanted:
-            self._wanted[ranks] = wanted_of(ranks, self.mixtures)
+            self._wanted[ranks] = wanted_of(ranks, self.weighted)
         slots, wanted = self.copies.slots(group), self._wanted[ranks]
         return SlotKernel(slots, wanted, self.rows, widths, self._layouts, together=not self.strict)
 
@@ -116,6 +151,7 @@ class FactorCopies:
 
     def __init__(self) -> None:
         self.scratch = Scratch()
+        self.spectra = Spectra()
         self._slots: dict[Group, GroupSlots] = {}
         self._packed: dict[Group, tuple[tuple[str, ...], PackedFactors | None]] = {}
 
@@ -123,7 +159,7 @@ class FactorCopies:
     def size(self) -> int:
         """Bytes kept."""
         packed = sum(_bytes(found) for _, found in self._packed.values())
-        return packed + sum(slots.size for slots in self._slots.values())
+        return packed + sum(slots.size for slots in self._slots.values()) + self.spectra.size
 
     def slots(self, group: Group) -> GroupSlots:
         """The slots of a group."""
@@ -141,6 +177,7 @@ class FactorCopies:
     def forget(self, digest: str) -> None:
         """Drop every copy that an adapter is part of."""
         self.scratch.clear()
+        self.spectra.forget(digest)
         for slots in self._slots.values():
             slots.forget(digest)
         for group in [group for group, (held, _) in self._packed.items() if digest in held]:
@@ -152,6 +189,7 @@ class FactorCopies:
             slots.clear()
         self._packed.clear()
         self.scratch.clear()
+        self.spectra.clear()
 
 
 def distinct_adapters(mixtures: Sequence[Mixture]) -> tuple[BankedAdapter, ...]:
@@ -161,9 +199,12 @@ def distinct_adapters(mixtures: Sequence[Mixture]) -> tuple[BankedAdapter, ...]:
 
 
 def summed_rank(mixtures: Sequence[Mixture]) -> int:
-    """The largest rank that a batch's distinct adapters sum up to in any module."""
+    """The largest rank that a batch's distinct adapters sum up to in any module.
+
+    Those of routed rows do not count; no kernel packs them.
+    """
     sums: dict[str, int] = {}
-    for adapter in distinct_adapters(mixtures):
+    for adapter in distinct_adapters([one for one in mixtures if not isinstance(one, Routed)]):
         for name, rank in adapter.ranks.items():
             sums[name] = sums.get(name, 0) + rank
     return max(sums.values(), default=0)

@@ -26,11 +26,11 @@ from intarsia_platform.serving.capacities import PREFIX_BYTES
 from intarsia_platform.serving.mixture import MixtureKey
 from intarsia_platform.serving.prompt_pieces import borders
 
-ROUTER = "request 1"
-"""How adapters are chosen: once for a request, before the engine. Another way needs another name,
-since keys and values would depend on it."""
+ROUTER = "request"
+"""How adapters are chosen where no router divides tokens among them: once for a request, before the
+engine. Each other way has a name of its own, since keys and values depend on it."""
 
-_DOMAIN = b"intarsia prefix 1"
+_DOMAIN = b"intarsia prefix 2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +128,16 @@ class PrefixCache:
         with self._lock:
             return PrefixFigures(hits=self._hits, misses=self._misses, bytes=self._size)
 
-    def beginnings(self, ticket: Ticket, mixture: MixtureKey, prompt: Sequence[int]) -> Beginnings:
+    def beginnings(
+        self, ticket: Ticket, mixture: MixtureKey, prompt: Sequence[int], routing: str = ""
+    ) -> Beginnings:
         """The beginnings of a prompt; to be asked for before its adapters are.
 
         Args:
             ticket: The caller's.
             mixture: Digests and weights of the adapters, sorted.
             prompt: All tokens.
+            routing: Which router divides tokens among them; empty for none.
 
         Returns:
             Their keys.
@@ -148,6 +151,7 @@ class PrefixCache:
             base=self._base,
             mixture=mixture,
             allowed=ticket.allowed_digest,
+            router=routing or ROUTER,
         )
         return Beginnings(keys=prefix_keys(scope, prompt), drops=drops)
 

@@ -24,12 +24,14 @@ class Request:
         ticket: What the caller may use.
         prompt: A text, or its tokens as the base's tokenizer gives them.
         choices: The adapters to answer with and their weights; empty for the base alone.
+        routing: Which router divides each token among them, layer by layer; empty for the weights.
         sampling: How tokens are chosen.
     """
 
     ticket: Ticket
     prompt: str | Sequence[int]
     choices: Sequence[Weighted] = ()
+    routing: str = ""
     sampling: Sampling = field(default_factory=Sampling)
 
 

@@ -136,6 +136,7 @@ def score_for_ticket(
     choices: Sequence[Sequence[Weighted]],
     *,
     max_length: int,
+    routing: str = "",
     batch_size: int = BATCH_SIZE,
     clock: Callable[[], float] = time.time,
 ) -> Scores:
@@ -149,6 +150,7 @@ def score_for_ticket(
         records: As in :func:`score`.
         choices: The adapters of each record and their weights; empty for the base alone.
         max_length: As in :func:`score`.
+        routing: Which router divides tokens among a record's adapters; empty for the weights.
         batch_size: As in :func:`score`.
         clock: Seconds since 1970.
 
@@ -176,7 +178,8 @@ def score_for_ticket(
     with bank.lease(digests) as adapters:
         leased = dict(zip(digests, adapters, strict=True))
         mixtures = [
-            mixture_of((leased[digest], weight) for digest, weight in part) for part in parts
+            mixture_of(((leased[digest], weight) for digest, weight in part), routing)
+            for part in parts
         ]
         return score(
             served,

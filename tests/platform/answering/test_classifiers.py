@@ -11,6 +11,7 @@ from intarsia_client.evaluation import evaluate
 from intarsia_client.records import Record
 from intarsia_platform.access.policy import PolicyStore
 from intarsia_platform.answering.service import open_service
+from intarsia_platform.answering.settings import RetrievalSettings, ServiceSettings
 from intarsia_platform.answering.use import parse_use
 from intarsia_platform.groups.lifecycle import open_groups
 from intarsia_platform.groups.new_group import NewGroup
@@ -90,3 +91,12 @@ def test_accuracy_is_that_of_evaluation_with_the_adapters_own_head(home, bert):
             service.score(service.authorize("ann"), RECORDS, parse_use("secret"))
         with pytest.raises(InputError, match="causal language model"):
             service.answer(service.authorize("ann"), "good", parse_use("base"))
+
+
+def test_heads_cannot_be_divided_by_a_router(home):
+    routed = ServiceSettings(retrieval=RetrievalSettings(routing="lag"))
+    with (
+        pytest.raises(InputError, match="routing: lag; use request: a router divides no"),
+        open_service(home, settings=routed),
+    ):
+        pytest.fail("opened")

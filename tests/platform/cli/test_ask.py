@@ -92,6 +92,11 @@ def test_why_shows_what_was_used_and_what_permitted_it(intarsia, home):
     assert (one["name"], one["labels"]) == ("sea", ["sea"])
     assert [policy.split()[0] for policy in one["policies"]] == ["own-groups"]
     assert "own-groups" in ended.out and "retrieval" in ended.out
+    words = ("--routing", "lag", "--top-k", 2, "--threshold", "none", "--why", "--json", "b.json")
+    ended = ask(intarsia, home, "--as", "all", *words, prompt=text)
+    why = json.loads(Path("b.json").read_text())["why"]
+    assert why["chosen_by"] == "retrieval, lag by token and layer"
+    assert {one["name"]: one["weight"] for one in why["adapters"]} == {"farm": 0.5, "sea": 0.5}
     ended = ask(intarsia, home, "--as", "bob", "--why")
     assert "the base answered alone, none may be used; may use no adapter" in ended.out
 
@@ -121,7 +126,8 @@ def test_without_policies_one_line_says_that_only_the_base_may_be_used(intarsia,
 @pytest.mark.parametrize(
     "words",
     [("--use", "sea=x"), ("--max-tokens", 0), ("--temperature", -1), ("--seed", -1),
-     ("--base", "nowhere/at-all")],
+     ("--base", "nowhere/at-all"), ("--top-k", 0), ("--top-k", 17), ("--routing", "best"),
+     ("--threshold", "2"), ("--threshold", "some")],
 )  # fmt: skip
 def test_bad_words_exit_with_2_in_one_line(intarsia, home, words):
     ended = intarsia("ask", "x", "--as", "ann", *words, *home)
