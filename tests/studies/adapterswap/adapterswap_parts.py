@@ -21,7 +21,8 @@ from retrieval_groups import Groups
 BASE, OWN, WITHOUT = "base", "own", "without own"
 UNIFORM, ONE_FOR_ALL = "uniform", "one for all"
 RETRIEVED = {1: "retrieved 1", 2: "retrieved 2", 3: "retrieved 3"}
-WAYS = (BASE, OWN, *RETRIEVED.values(), WITHOUT, UNIFORM, ONE_FOR_ALL)
+ROUTED = {"arrow": "routed by arrow", "lag": "routed by lag"}
+WAYS = (BASE, OWN, *RETRIEVED.values(), *ROUTED.values(), WITHOUT, UNIFORM, ONE_FOR_ALL)
 TOLD, CHOSEN, CHRONOLOGICAL = "told", "retrieved", "chronological"
 LEARNERS = (TOLD, CHOSEN, CHRONOLOGICAL)
 
@@ -93,7 +94,8 @@ def access(here: Workplace) -> dict[str, Any]:
         here: What it works with.
 
     Returns:
-        ``values``: from each of :data:`WAYS` to each group's value; ``alone``: from each way that
+        ``values``: from each of :data:`WAYS` to each group's value, of a classifier without
+        :data:`ROUTED`, which divides no heads; ``alone``: from each way that
         retrieves to the share of records that the base answered alone; ``cost``: processor time
         and steps of all the groups' adapters, and of the one for all.
     """
@@ -110,6 +112,8 @@ def access(here: Workplace) -> dict[str, Any]:
     base, length = here.workshop.base, here.max_length
     with scorer(base, own, max_length=length) as find:
         values = {way: find(groups.held_out, found) for way, found in mixtures.items()}
+        for routing, way in ROUTED.items() if base.task == "causal-lm" else ():
+            values[way] = find(groups.held_out, mixtures[UNIFORM], routing)
     with scorer(base, {ONE_FOR_ALL: whole}, max_length=length) as find:
         values[ONE_FOR_ALL] = find(groups.held_out, same_for_all(groups, ((ONE_FOR_ALL, 1.0),)))
     return {

@@ -16,12 +16,13 @@ from adapterswap_parts import (
     ONE_FOR_ALL,
     OWN,
     RETRIEVED,
+    ROUTED,
     TOLD,
     UNIFORM,
     WITHOUT,
 )
 from adapterswap_study import ACCESS, DELETION, RETRIEVAL, Dataset, Study
-from adapterswap_summary import Figure, Results, mean_curves
+from adapterswap_summary import Figure, Results, is_had, mean_curves
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -35,6 +36,8 @@ _BARS = {
     RETRIEVED[1]: ("retrieved 1", _LIGHT),
     RETRIEVED[2]: ("retrieved 2", _LIGHT),
     RETRIEVED[3]: ("retrieved 3", _LIGHT),
+    ROUTED["arrow"]: ("all, Arrow", "#66a182"),
+    ROUTED["lag"]: ("all, LAG", "#66a182"),
     UNIFORM: ("all, equally", _GREY),
     ONE_FOR_ALL: ("one for all", "#edae49"),
 }
@@ -118,14 +121,15 @@ def _logarithmic(axes: Axes, axis: Axis, which: str) -> None:
 
 
 def _access(axes: Axes, dataset: Dataset, found: Found) -> None:
-    for place, (way, (_, colour)) in enumerate(_BARS.items()):
+    bars = {way: bar for way, bar in _BARS.items() if is_had(way, dataset)}
+    for place, (way, (_, colour)) in enumerate(bars.items()):
         one = found.get((ACCESS, dataset.name, way, dataset.measure))
         if one is None:
             axes.annotate(" missing", (0.0, place), va="center", fontsize=7, color="#b00020")
             continue
         # Points, since a bar on a logarithmic axis has no length.
         axes.errorbar(one.mean, place, xerr=one.error or 0.0, fmt="o", color=colour, capsize=2)
-    axes.set_yticks(range(len(_BARS)), [label for label, _ in _BARS.values()], fontsize=7)
+    axes.set_yticks(range(len(bars)), [label for label, _ in bars.values()], fontsize=7)
     axes.invert_yaxis()
     if dataset.measure == "perplexity":
         _logarithmic(axes, axes.xaxis, "x")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 from adapterswap_data import RecordGroups
@@ -22,12 +23,28 @@ from intarsia_platform.serving.served_base import ServedBase
 Weights = tuple[tuple[str, float], ...]
 """Adapters' names and their weights; empty for the base alone."""
 
-Scorer = Callable[[Mapping[str, Sequence[Record]], Sequence[Weights]], dict[str, float]]
-"""Takes groups of records and a mixture for each record, group by group; gives each group's value.
 
-A group's value is the mean log-likelihood of its tokens in nats for a causal language model, the
-share of records classified right for classification: larger is better.
-"""
+class Scorer(Protocol):
+    """Scores records through mixtures of adapters."""
+
+    def __call__(
+        self,
+        groups: Mapping[str, Sequence[Record]],
+        mixtures: Sequence[Weights],
+        routing: str = "",
+    ) -> dict[str, float]:
+        """Give each group's value.
+
+        Args:
+            groups: Groups of records.
+            mixtures: For each record, group by group.
+            routing: Which router divides tokens among a record's adapters; empty for the weights.
+
+        Returns:
+            From each group to its value: the mean log-likelihood of its tokens in nats for a causal
+            language model, the share of records classified right for classification. Larger is
+            better.
+        """
 
 
 @contextmanager
@@ -53,13 +70,15 @@ def scorer(
         held = dict(zip(by_digest, leased, strict=True))
 
         def find(
-            groups: Mapping[str, Sequence[Record]], mixtures: Sequence[Weights]
+            groups: Mapping[str, Sequence[Record]],
+            mixtures: Sequence[Weights],
+            routing: str = "",
         ) -> dict[str, float]:
             records = [record for found in groups.values() for record in found]
             found = score(
                 served,
                 records,
-                [mixture_of((held[digests[n]], w) for n, w in one) for one in mixtures],
+                [mixture_of(((held[digests[n]], w) for n, w in one), routing) for one in mixtures],
                 max_length=max_length,
             )
             owners = [name for name, of_group in groups.items() for _ in of_group]

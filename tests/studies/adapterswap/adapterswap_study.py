@@ -13,7 +13,7 @@ from intarsia_client.files import bytes_digest, canonical_json
 from intarsia_platform.groups.describing import settled_encoder
 from intarsia_platform.groups.rows import GroupSettings
 
-FORMAT = 1
+FORMAT = 2
 """Raised where a change to the driver makes finished cells worthless."""
 
 ACCESS, RETRIEVAL, CONTINUAL, DELETION = PARTS = ("access", "retrieval", "continual", "deletion")

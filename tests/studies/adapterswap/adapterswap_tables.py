@@ -14,12 +14,13 @@ from adapterswap_parts import (
     ONE_FOR_ALL,
     OWN,
     RETRIEVED,
+    ROUTED,
     TOLD,
     UNIFORM,
     WITHOUT,
 )
 from adapterswap_study import ACCESS, CONTINUAL, DELETION, RETRIEVAL, Dataset, Study
-from adapterswap_summary import Figure, Results, finished
+from adapterswap_summary import Figure, Results, finished, is_had
 
 MISSING = "missing"
 
@@ -30,6 +31,8 @@ WAYS = {
     RETRIEVED[1]: "full access, retrieved: 1 adapter",
     RETRIEVED[2]: "full access, retrieved: up to 2",
     RETRIEVED[3]: "full access, retrieved: up to 3 (the default)",
+    ROUTED["arrow"]: "full access, all adapters, Arrow token by token and layer by layer",
+    ROUTED["lag"]: "full access, all adapters, LAG likewise",
     UNIFORM: "full access, all adapters with equal weights",
     ONE_FOR_ALL: "no access control: one adapter trained on everything",
 }
@@ -161,7 +164,9 @@ def _access(study: Study, found: Found) -> str:
         [
             text,
             *(
-                value_text(found.get((ACCESS, one.name, way, one.measure)))
+                "n/a"
+                if not is_had(way, one)
+                else value_text(found.get((ACCESS, one.name, way, one.measure)))
                 for one in study.datasets
             ),
         ]
