@@ -23,7 +23,7 @@ from intarsia_platform.cli.settings import settings_of
 if TYPE_CHECKING:
     from socket import socket
 
-    from intarsia_platform.answering.settings import ServiceSettings
+    from intarsia_platform.answering.settings import RetrievalSettings, ServiceSettings
     from intarsia_platform.cli.settings import Settings
     from intarsia_platform.gateway.settings import GatewaySettings, Telling
     from intarsia_platform.home import Home
@@ -140,7 +140,6 @@ def serve_command(
         threshold: Share of an adapter's own texts that a prompt must beat.
         routing: Where it is settled how much each retrieved adapter counts.
     """
-    from intarsia_platform.answering.settings import ServiceSettings
     from intarsia_platform.gateway.settings import GatewaySettings
 
     telling = _telling(tell)
@@ -154,17 +153,12 @@ def serve_command(
         metrics=metrics,
         console=console,
     )
-    answering = ServiceSettings(
-        max_rows=rows,
-        row_tokens=row_tokens,
-        ticket_seconds=max(300.0, request_seconds),
-        retrieval=retrieval_settings(top_k, threshold, routing),
-    )
+    retrieval = retrieval_settings(top_k, threshold, routing)
     serving = _Serving(
         host=host,
         port=port,
         base=base,
-        answering=answering,
+        answering=_answering(rows, row_tokens, request_seconds, retrieval),
         limits=limits,
         issuer=_issuer(oidc_keys, oidc_issuer, oidc_audience, oidc_claim),
         drain_seconds=drain_seconds,
@@ -175,6 +169,19 @@ def serve_command(
     )
     serve = _serve if replicas == 1 else _serve_replicas
     serve(settings_of(context), serving)
+
+
+def _answering(
+    rows: int, row_tokens: int, request_seconds: float, retrieval: RetrievalSettings
+) -> ServiceSettings:
+    from intarsia_platform.answering.settings import ServiceSettings
+
+    return ServiceSettings(
+        max_rows=rows,
+        row_tokens=row_tokens,
+        ticket_seconds=max(300.0, request_seconds),
+        retrieval=retrieval,
+    )
 
 
 def _telling(tell: str) -> Telling:
