@@ -92,6 +92,14 @@ def test_reading_a_configuration_imports_nothing_heavy() -> None:
     assert run(program) == "[]"
 
 
+def test_answering_imports_nothing_that_only_training_needs() -> None:
+    program = (
+        "import sys, intarsia_platform.gateway.app\n"
+        "print([name for name in ('peft', 'opacus', 'flwr', 'ray') if name in sys.modules])"
+    )
+    assert run(program) == "[]"
+
+
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_rooms_and_functions_are_small(path: Path) -> None:
     source = path.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from intarsia_client.base_model import BaseModel, base_digest, load_base
 from intarsia_client.errors import InputError
 
 from intarsia_platform.groups.rows import Group
-from intarsia_platform.groups.training import task_of
+from intarsia_platform.groups.tasks import task_of
 
 _CLASSIFIES = "sequence-classification"
 

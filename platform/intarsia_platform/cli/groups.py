@@ -98,7 +98,7 @@ def add_command(
     """
     from intarsia_platform.groups.new_group import NewGroup
     from intarsia_platform.groups.rows import GroupSettings, Rights
-    from intarsia_platform.groups.training import task_of
+    from intarsia_platform.groups.tasks import task_of
 
     settings = settings_of(context)
     check_json_place(settings)

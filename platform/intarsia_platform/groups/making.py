@@ -14,7 +14,8 @@ from intarsia_platform.groups.describing import settled_encoder
 from intarsia_platform.groups.new_group import Describe, NewGroup
 from intarsia_platform.groups.publishing import TrainedGroup
 from intarsia_platform.groups.sources import sources_of
-from intarsia_platform.groups.training import classes_of, settled, task_of, train_group
+from intarsia_platform.groups.tasks import task_of
+from intarsia_platform.groups.training import classes_of, settled, train_group
 from intarsia_platform.registry.lineage import Relation
 
 

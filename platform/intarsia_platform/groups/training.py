@@ -18,7 +18,6 @@ from intarsia_client.records import Record, records_digest
 from intarsia_client.shards import DataShard
 from intarsia_client.training import LocalTrainer, Tell
 from intarsia_client.wire import Adapter
-from transformers import AutoConfig
 
 from intarsia_platform.groups.rows import GroupSettings
 
@@ -132,24 +131,6 @@ def settled(settings: GroupSettings, base: BaseModel) -> GroupSettings:
         max_length=settings.max_length or min(_LONGEST, base.longest_sequence),
         classes=base.labels,
     )
-
-
-def task_of(base: str) -> str:
-    """What a base model is for, by the class that it was saved from.
-
-    Args:
-        base: A folder or a hub identifier.
-
-    Returns:
-        ``"causal-lm"`` where it was saved with a language model's head, or cannot be read (loading
-        it then says why); else ``"sequence-classification"``.
-    """
-    try:
-        names = AutoConfig.from_pretrained(base).architectures or ["ForCausalLM"]
-    except Exception:
-        return "causal-lm"
-    writes = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
-    return "causal-lm" if writes else "sequence-classification"
 
 
 def classes_of(records: Sequence[Record], given: Sequence[str] = ()) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from intarsia_client.evaluation import evaluate
 from intarsia_client.peft_files import adapter_digest
 from intarsia_client.records import Record
 from intarsia_platform.groups.rows import GroupSettings
-from intarsia_platform.groups.training import classes_of, settled, task_of, train_group
+from intarsia_platform.groups.tasks import task_of
+from intarsia_platform.groups.training import classes_of, settled, train_group
 
 QUICK = GroupSettings(rank=3, epochs=2, learning_rate=5e-3)
 
