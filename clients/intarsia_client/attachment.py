@@ -108,7 +108,8 @@ def attached(
         fold_bytes: Most memory that folded weights may take.
 
     Yields:
-        The model with everything attached, in evaluation mode.
+        The model with everything attached, in evaluation mode. Its LoRA layers are kept for later
+        blocks: their factors are not, but what else is changed in them stays.
 
     Raises:
         InputError: If a module or a head's tensor is not in the base or has another shape.
