@@ -78,7 +78,10 @@ def test_it_is_the_best_approximation(stack, rank, exact):
     if len(found.b.T):
         sizes = found.b.double().norm(dim=0) * found.a.double().norm(dim=1)
         assert (sizes.diff() <= 1e-5 * sizes[0]).all()
-        assert torch.allclose(found.b.double().norm(dim=0), found.a.double().norm(dim=1), rtol=1e-2)
+        # Of a direction far below the largest, both norms are rounding.
+        clear = sizes > 1e-6 * sizes[0]
+        norms = found.b.double().norm(dim=0)[clear], found.a.double().norm(dim=1)[clear]
+        assert torch.allclose(*norms, rtol=1e-2)
 
 
 @settings(max_examples=50, deadline=None)

@@ -224,7 +224,10 @@ def test_a_thousand_requests_of_clients_that_come_go_and_leave(in_thread: Any, u
         texts = alone(served.service, [*warm, *wanted])
 
         async def main() -> tuple[dict[str, Any], int, int, Seen]:
-            limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
+            # Idle connections are let go of before the server lets go of them, after five seconds.
+            limits = httpx.Limits(
+                max_connections=CLIENTS, max_keepalive_connections=CLIENTS, keepalive_expiry=1.0
+            )
             async with httpx.AsyncClient(base_url=served.url, limits=limits, timeout=600) as http:
                 keys = served.departments.keys
                 await Load(http, keys, texts).run(warm)
