@@ -28,7 +28,9 @@ TRAINABLE = "default"
 UNDERNEATH = "underneath"
 FOLD_BYTES = 1 << 31
 _MARK = "_intarsia_attached"
+# Sets of layers for so many sets of modules, as clients of different plans have them.
 _MOST_KEPT = 16
+# In the place of a kept layer's factors.
 _NOTHING = nn.Parameter(torch.empty(0, 0), requires_grad=False)
 
 _Layers = dict[str, Any]

@@ -63,7 +63,7 @@ class BaseModel:
     device: torch.device
     labels: tuple[str, ...] = ()
     lock: Any = field(default_factory=threading.RLock, repr=False)
-    layers: dict[object, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+    layers: dict[object, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     @property
     def pad_token_id(self) -> int:

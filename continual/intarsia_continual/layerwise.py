@@ -77,7 +77,8 @@ def spectral_rows(factors: LowRankFactors) -> SpectralRows:
         Its directions; computed in float64 through QR decompositions of the factors, in
         O((d_out + d_in) r^2), without the product.
     """
-    return rows_of(torch.from_numpy(factors.a), torch.from_numpy(factors.b) * factors.scaling)
+    b = torch.from_numpy(factors.b).double() * factors.scaling
+    return rows_of(torch.from_numpy(factors.a), b)
 
 
 def rows_of(a: torch.Tensor, b: torch.Tensor) -> SpectralRows:
@@ -85,7 +86,7 @@ def rows_of(a: torch.Tensor, b: torch.Tensor) -> SpectralRows:
 
     Args:
         a: Shape (r, d_in), on any device, in any precision.
-        b: Shape (d_out, r); a scaling changes nothing.
+        b: Shape (d_out, r), with or without its scaling, which only 0 makes another matter.
 
     Returns:
         As :func:`spectral_rows`, on the same device.

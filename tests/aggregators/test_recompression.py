@@ -78,10 +78,12 @@ def test_it_is_the_best_approximation(stack, rank, exact):
     if len(found.b.T):
         sizes = found.b.double().norm(dim=0) * found.a.double().norm(dim=1)
         assert (sizes.diff() <= 1e-5 * sizes[0]).all()
-        # Of a direction far below the largest, both norms are rounding.
-        clear = sizes > 1e-6 * sizes[0]
-        norms = found.b.double().norm(dim=0)[clear], found.a.double().norm(dim=1)[clear]
-        assert torch.allclose(*norms, rtol=1e-2)
+        # A hundredth of each norm, and of every direction what float32 rounds of the largest.
+        b_squared, a_squared = (
+            found.b.double().square().sum(dim=0),
+            found.a.double().square().sum(dim=1),
+        )
+        assert ((b_squared - a_squared).abs() <= 0.02 * a_squared + 1e-6 * sizes[0]).all()
 
 
 @settings(max_examples=50, deadline=None)

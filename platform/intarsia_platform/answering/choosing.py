@@ -16,7 +16,7 @@ from intarsia_platform.access.ticket import Ticket
 from intarsia_platform.answering.descriptors import DescriptorShelf
 from intarsia_platform.answering.encoders import EncoderShelf
 from intarsia_platform.answering.library import Library
-from intarsia_platform.answering.settings import REQUEST_ROUTING, ROUTINGS, RetrievalSettings
+from intarsia_platform.answering.settings import REQUEST_ROUTING, RetrievalSettings
 from intarsia_platform.answering.use import Use, UseKind
 from intarsia_platform.serving.grants import Admission, check_grants
 
@@ -58,7 +58,12 @@ class Chooser:
         self._descriptors = descriptors
         self._encoders = encoders
         self._settings = settings
-        _check_routing(settings.routing, task)
+        if settings.router and task != "causal-lm":
+            raise InputError(
+                "routing",
+                settings.routing,
+                f"use {REQUEST_ROUTING}: a router divides no classification heads",
+            )
         # Each family of descriptors gets its own; wrong numbers are to be found now.
         self._retriever("document-similarity", settings.top_k)
 
@@ -164,13 +169,4 @@ class Chooser:
             top_k=top_k,
             threshold=self._settings.threshold,
             temperature=self._settings.temperature,
-        )
-
-
-def _check_routing(routing: str, task: str) -> None:
-    if routing not in ROUTINGS:
-        raise InputError("routing", routing, f"choose one of {', '.join(ROUTINGS)}")
-    if routing != REQUEST_ROUTING and task != "causal-lm":
-        raise InputError(
-            "routing", routing, f"use {REQUEST_ROUTING}: a router divides no classification heads"
         )

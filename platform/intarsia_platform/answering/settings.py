@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from intarsia_client.errors import InputError
+
 from intarsia_platform.serving.capacities import BANK_BYTES, PREFIX_BYTES
 
 REQUEST_ROUTING = "request"
@@ -22,12 +24,20 @@ class RetrievalSettings:
             leaves no adapter out.
         temperature: Small for one adapter, large for equal weights.
         routing: One of :data:`ROUTINGS`.
+
+    Raises:
+        InputError: If there is no such routing; the numbers are checked by the retriever.
     """
 
     top_k: int = 3
     threshold: float | None = 0.05
     temperature: float = 0.3
     routing: str = REQUEST_ROUTING
+
+    def __post_init__(self) -> None:
+        """Refuse a router that there is not, before anything is loaded."""
+        if self.routing not in ROUTINGS:
+            raise InputError("routing", self.routing, f"choose one of {', '.join(ROUTINGS)}")
 
     @property
     def router(self) -> str:

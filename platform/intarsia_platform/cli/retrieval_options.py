@@ -26,8 +26,6 @@ Routing = Annotated[
     ),
 ]
 
-_MOST = 16
-
 
 def retrieval_settings(top_k: int, threshold: str, routing: str) -> RetrievalSettings:
     """Read the options, before anything is loaded.
@@ -43,12 +41,12 @@ def retrieval_settings(top_k: int, threshold: str, routing: str) -> RetrievalSet
     Raises:
         InputError: If one of them cannot be used.
     """
-    from intarsia_platform.answering.settings import ROUTINGS, RetrievalSettings
+    from intarsia_continual.retrieval import STEPS
 
-    if not 1 <= top_k <= _MOST:
-        raise InputError("--top-k", top_k, f"give 1 to {_MOST}")
-    if routing not in ROUTINGS:
-        raise InputError("--routing", routing, f"choose one of {', '.join(ROUTINGS)}")
+    from intarsia_platform.answering.settings import RetrievalSettings
+
+    if not 1 <= top_k <= STEPS:
+        raise InputError("--top-k", top_k, f"give 1 to {STEPS}")
     return RetrievalSettings(top_k=top_k, threshold=_share(threshold), routing=routing)
 
 

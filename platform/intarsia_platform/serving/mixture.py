@@ -62,8 +62,8 @@ def mixture_of(parts: Iterable[tuple[BankedAdapter, float]], routing: str = "") 
     if routing and routing not in ROUTERS:
         raise InputError("routing", routing, f"choose one of {', '.join(ROUTERS)}")
     mixture = tuple((adapter, float(weight)) for adapter, weight in chosen if weight)
-    # Every gate of a single adapter is 1.
-    if not routing or len(mixture) == 1:
+    # Every gate of a single adapter is 1, and the base alone has none.
+    if not routing or len(mixture) < 2:
         return mixture
     routed = Routed(mixture)
     routed.routing = routing

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from intarsia_client.errors import InputError
+from intarsia_continual.layerwise import ROUTERS
 from intarsia_platform.answering.service import open_service
-from intarsia_platform.answering.settings import RetrievalSettings
+from intarsia_platform.answering.settings import ROUTINGS, RetrievalSettings
 from intarsia_platform.answering.use import AUTO, parse_use
 from intarsia_platform.groups.lifecycle import open_groups
 from intarsia_platform.serving.sampling import Sampling
@@ -24,7 +25,6 @@ def view(service, texts, own_records, principal="ann"):
     """What a principal gets for some prompts, and the losses of some records."""
     found = {}
     for use in USES:
-        ticket = service.authorize(principal)
         for name, text in texts.items():
             ticket = service.authorize(principal)
             prompt = text.format(n=30)[:40]
@@ -68,10 +68,7 @@ def test_it_is_retrievals_alone_and_sees_nothing_hidden(
         assert view(service, texts, own_records) == found
 
 
-def test_an_unknown_router_is_refused(home, settings):
-    unknown = settings(retrieval=routed("spectral"))
-    with (
-        pytest.raises(InputError, match="routing: spectral; choose one of request, arrow, lag"),
-        open_service(home, settings=unknown),
-    ):
-        pytest.fail("opened")
+def test_the_routers_are_those_that_there_are_and_no_other_is_taken():
+    assert ("request", *ROUTERS) == ROUTINGS
+    with pytest.raises(InputError, match="routing: spectral; choose one of request, arrow, lag"):
+        routed("spectral")

@@ -164,7 +164,7 @@ def test_the_head_alone_has_no_rate_to_choose() -> None:
     assert not [cell for cell in nearby_cells(FULL, wide(FULL)) if cell.row == row]
 
 
-def test_a_head_has_one_rate_and_what_has_none_keeps_its_cells() -> None:
+def test_a_heads_rate_is_part_of_the_key() -> None:
     banking, plays = FULL.datasets
     assert banking.head_learning_rate > 0.0 == plays.head_learning_rate
     for cell in FULL.tuning_cells()[::7]:

@@ -146,6 +146,7 @@ def test_what_is_kept_of_an_adapter_goes_with_it(library):
 def test_one_adapter_needs_no_router_and_an_unknown_one_is_refused(library):
     bench = library["llama"]
     assert not isinstance(routed(bench, (2,), "arrow"), Routed)
+    assert mixture_of([], "arrow") == BASE and not isinstance(mixture_of([], "arrow"), Routed)
     assert routed(bench, (2, 3), "arrow").routing == "arrow"
     assert not isinstance(routed(bench, (2, 3), ""), Routed)
     with pytest.raises(InputError, match="routing: spectral; choose one of arrow, lag"):
