@@ -25,7 +25,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +99,21 @@ def rows_of(a: torch.Tensor, b: torch.Tensor) -> SpectralRows:
     return SpectralRows(rows=kept.float())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """How a method divides a token, given what its hidden state has to do with each adapter.
+
+    Args:
+        heard: Which of an adapter's directions it asks for; shape (n, d_in), n at least 1.
+        gates: From the tokens' products with these directions, adapter by adapter, shape
+            (..., sum of n), and each adapter's n, to the gates, shape (..., adapters). There must
+            be an adapter. Options are the method's own.
+    """
+
+    heard: Callable[[SpectralRows], torch.Tensor]
+    gates: Callable[..., torch.Tensor]
+
+
 def arrow_gates(
     hidden: torch.Tensor,
     library: Mapping[str, SpectralRows],
@@ -125,12 +140,8 @@ def arrow_gates(
     """
     if not temperature > 0:
         raise InputError("temperature", temperature, "give a number above 0")
-    chosen = _allowed_rows(library, allowed)
-    scores, first = _leading(hidden, chosen, top_k)
-    left_out = torch.full_like(scores, -torch.inf)
-    kept = left_out.scatter(-1, first, scores.gather(-1, first))
-    weights = torch.softmax(kept / temperature, dim=-1) if chosen else scores
-    return Gates(digests=tuple(chosen), weights=weights)
+    options = {"top_k": _checked(top_k), "temperature": temperature}
+    return _gates(ROUTERS["arrow"], hidden, library, allowed, options)
 
 
 def lag_gates(
@@ -154,41 +165,60 @@ def lag_gates(
     Raises:
         InputError: If ``top_k`` is not positive.
     """
-    chosen = _allowed_rows(library, allowed)
-    scores, first = _leading(hidden, chosen, top_k)
-    if not chosen:
-        return Gates(digests=(), weights=scores)
-    x = hidden.float()
-    lengths = torch.stack(
-        [torch.linalg.vector_norm(x @ one.rows.T, dim=-1) for one in chosen.values()], dim=-1
-    )
-    passed = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, first, True)
-    best = lengths.masked_fill(~passed, -1.0).argmax(dim=-1, keepdim=True)
-    return Gates(digests=tuple(chosen), weights=torch.zeros_like(scores).scatter(-1, best, 1.0))
+    return _gates(ROUTERS["lag"], hidden, library, allowed, {"top_k": _checked(top_k)})
 
 
-ROUTERS: Mapping[str, Callable[..., Gates]] = {"arrow": arrow_gates, "lag": lag_gates}
-"""By name; each takes the hidden states, a library and the digests that are allowed."""
-
-
-def _allowed_rows(
-    library: Mapping[str, SpectralRows], allowed: Collection[str]
-) -> dict[str, SpectralRows]:
-    """The allowed adapters' directions, sorted; nothing else of the library is looked at."""
-    return {digest: library[digest] for digest in sorted(set(allowed)) if digest in library}
-
-
-def _leading(
-    hidden: torch.Tensor, chosen: Mapping[str, SpectralRows], top_k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arrow's scores, shape (..., adapters), and which adapters' are the top k of each token."""
-    if top_k < 1:
-        raise InputError("top_k", top_k, "give at least 1")
+def _gates(
+    router: Router,
+    hidden: torch.Tensor,
+    library: Mapping[str, SpectralRows],
+    allowed: Collection[str],
+    options: Mapping[str, float],
+) -> Gates:
+    # Nothing else of the library is looked at.
+    chosen = {one: library[one] for one in sorted(set(allowed)) if one in library}
     if not chosen:
         none = hidden.new_zeros((*hidden.shape[:-1], 0), dtype=torch.float32)
-        return none, none.long()
-    arrows = torch.stack([one.arrow for one in chosen.values()], dim=-1)
-    scores = (hidden.float() @ arrows).abs()
+        return Gates(digests=(), weights=none)
+    directions = [router.heard(one) for one in chosen.values()]
+    products = hidden.float() @ torch.cat(directions).T
+    weights = router.gates(products, [len(one) for one in directions], **options)
+    return Gates(digests=tuple(chosen), weights=weights)
+
+
+def _arrow(
+    products: torch.Tensor, counts: Sequence[int], *, top_k: int = 4, temperature: float = 1.0
+) -> torch.Tensor:
+    scores = products.abs()
+    kept = scores.masked_fill(~_leading(scores, top_k), -torch.inf)
+    return torch.softmax(kept / temperature, dim=-1)
+
+
+def _lag(products: torch.Tensor, counts: Sequence[int], *, top_k: int = 20) -> torch.Tensor:
+    parts = torch.split(products, list(counts), dim=-1)
+    lengths = torch.stack([torch.linalg.vector_norm(one, dim=-1) for one in parts], dim=-1)
+    passed = _leading(torch.stack([one[..., 0].abs() for one in parts], dim=-1), top_k)
+    best = lengths.masked_fill(~passed, -1.0).argmax(dim=-1, keepdim=True)
+    return torch.zeros_like(lengths).scatter(-1, best, 1.0)
+
+
+def _leading(scores: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Which adapters have each token's largest scores; both of shape (..., adapters)."""
+    if scores.shape[-1] <= top_k:
+        return torch.ones_like(scores, dtype=torch.bool)
     # Stable, so that of equal scores the smaller digest wins.
-    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
-    return scores, order[..., :top_k]
+    first = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :top_k]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, first, True)
+
+
+def _checked(top_k: int) -> int:
+    if top_k < 1:
+        raise InputError("top_k", top_k, "give at least 1")
+    return top_k
+
+
+ROUTERS: Mapping[str, Router] = {
+    "arrow": Router(heard=lambda one: one.arrow[None], gates=_arrow),
+    "lag": Router(heard=lambda one: one.rows if len(one.rows) else one.arrow[None], gates=_lag),
+}
+"""By name."""

@@ -23,6 +23,7 @@ from intarsia_platform.serving.shared_input import (
     two_dimensional,
 )
 from intarsia_platform.serving.slots import Group
+from intarsia_platform.serving.token_router import Gates
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +34,7 @@ class PackedFactors:
         a: Shape (summed rank over modules and adapters, d_in), module by module.
         b: Each module's B of all adapters, shape (summed rank, d_out), or None.
         spans: Which rows of ``a`` are each module's.
-        columns: From digest to the rows of ``a`` that are the adapter's.
+        columns: From digest to the rows of ``a`` that are the adapter's in each module.
     """
 
     a: Tensor
@@ -42,15 +43,15 @@ class PackedFactors:
     columns: Mapping[str, tuple[tuple[int, int], ...]]
 
 
-def packed_factors(group: Group, adapters: Sequence[BankedAdapter]) -> PackedFactors | None:
+def packed_factors(group: Group, adapters: Sequence[BankedAdapter]) -> PackedFactors:
     """Pack adapters for a group.
 
     Args:
         group: The modules.
-        adapters: The batch's adapters, each once.
+        adapters: The batch's adapters, each once; at least one has factors for these modules.
 
     Returns:
-        Copies side by side, or None where none of them has factors for these modules.
+        Copies side by side.
     """
     a: list[Tensor] = []
     b: list[Tensor | None] = []
@@ -59,14 +60,13 @@ def packed_factors(group: Group, adapters: Sequence[BankedAdapter]) -> PackedFac
     for name in group:
         begin = at
         having = [one for one in adapters if name in one.a]
-        for one in having:
-            columns[one.digest].append((at, at + one.ranks[name]))
-            at += one.ranks[name]
+        for one in adapters:
+            end = at + one.ranks.get(name, 0)
+            columns[one.digest].append((at, end))
+            at = end
         a += [one.a[name] for one in having]
         b.append(torch.cat([one.b[name].T for one in having]) if having else None)
         spans.append((begin, at))
-    if not a:
-        return None
     frozen = {digest: tuple(found) for digest, found in columns.items()}
     return PackedFactors(a=torch.cat(a), b=tuple(b), spans=tuple(spans), columns=frozen)
 
@@ -78,9 +78,16 @@ class PackedKernel:
         group: The modules.
         packed: The factors of all adapters of the batch.
         rows: Each row's mixture.
+        gates: What is computed for each token, where any is divided by a router.
     """
 
-    def __init__(self, group: Group, packed: PackedFactors, rows: Sequence[Mixture]) -> None:
+    def __init__(
+        self,
+        group: Group,
+        packed: PackedFactors,
+        rows: Sequence[Mixture],
+        gates: Gates | None = None,
+    ) -> None:
         self._shared = SharedInput(len(group))
         with torch.inference_mode(False):
             between = packed.a.new_empty(len(rows), len(packed.a))
@@ -90,17 +97,24 @@ class PackedKernel:
             for b, (begin, end) in zip(packed.b, packed.spans, strict=True)
         ]
         mask = torch.zeros(len(rows), len(packed.a), dtype=packed.a.dtype)
+        # Where in a row of gates each column's is.
+        places = torch.zeros(mask.shape, dtype=torch.long)
         for row, mixture in enumerate(rows):
-            for adapter, weight in mixture:
-                for begin, end in packed.columns[adapter.digest]:
-                    mask[row, begin:end] = weight
+            for part, (adapter, weight) in enumerate(mixture):
+                for module, (begin, end) in enumerate(packed.columns[adapter.digest]):
+                    mask[row, begin:end] = weight if gates is None else 1.0
+                    places[row, begin:end] = part * len(group) + module
         self._mask = mask.to(packed.a.device)
+        self._gates, self._places = gates, places.to(packed.a.device)
 
     def add(self, position: int, x: Tensor, y: Tensor) -> None:
         """Add to a module's output; see :class:`GroupKernel`."""
         if self._shared.is_new(position, x):
-            torch.mm(two_dimensional(x).to(self._a.dtype), self._a, out=self._between)
+            inputs = two_dimensional(x)
+            torch.mm(inputs.to(self._a.dtype), self._a, out=self._between)
             self._between.mul_(self._mask)
+            if self._gates is not None:
+                self._between.mul_(self._gates.of(inputs).flatten(1).gather(1, self._places))
         part = self._parts[position]
         if part is not None:
             between, b = part

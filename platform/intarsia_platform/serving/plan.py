@@ -4,39 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from intarsia_platform.serving.banked_adapter import BankedAdapter
 from intarsia_platform.serving.heads import HeadKernel
-from intarsia_platform.serving.mixture import BASE, Mixture, Routed
+from intarsia_platform.serving.mixture import Mixture, Routed
 from intarsia_platform.serving.packed_kernel import PackedFactors, PackedKernel, packed_factors
-from intarsia_platform.serving.routed_kernel import RoutedKernel, Spectra
 from intarsia_platform.serving.segment_kernel import Scratch, SegmentKernel, segment_of
 from intarsia_platform.serving.shared_input import GroupKernel
 from intarsia_platform.serving.slot_kernel import Layouts, SlotKernel
 from intarsia_platform.serving.slots import Group, GroupSlots, Ranks, Wanted, ranks_in, wanted_of
+from intarsia_platform.serving.token_router import Gates, Spectra, TokenRouter
 
 PACKED_RANK = 150
-
-
-class Both:
-    """Two kernels of a group, one after the other.
-
-    Args:
-        first: The one.
-        second: The other.
-    """
-
-    def __init__(self, first: GroupKernel, second: GroupKernel) -> None:
-        self._kernels = first, second
-
-    def add(self, position: int, x: Tensor, y: Tensor) -> None:
-        """Let both add."""
-        for kernel in self._kernels:
-            kernel.add(position, x, y)
 
 
 class NoUpdate:
@@ -68,16 +50,6 @@ class BatchPlan:
     _wanted: dict[tuple[Ranks, ...], Wanted] = field(default_factory=dict, repr=False)
     _layouts: Layouts = field(default_factory=dict, repr=False)
 
-    @cached_property
-    def routed(self) -> Mapping[int, Routed]:
-        """The rows whose tokens each module divides."""
-        return {row: one for row, one in enumerate(self.mixtures) if isinstance(one, Routed)}
-
-    @cached_property
-    def weighted(self) -> tuple[Mixture, ...]:
-        """Of each row what is mixed by weight: nothing of a routed one."""
-        return tuple(BASE if row in self.routed else one for row, one in enumerate(self.mixtures))
-
     @property
     def rows(self) -> int:
         """Rows of the batch."""
@@ -100,8 +72,6 @@ class BatchPlan:
             # Ordinary tensors, which may be written to in and outside inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 kernel = self._single(group, widths) if single else self._several(group)
-                if self.routed:
-                    kernel = Both(kernel, self._divided(group))
             self._kernels[group, single] = kernel
         return kernel
 
@@ -119,27 +89,41 @@ class BatchPlan:
             self._heads[name] = HeadKernel(name, module, self.mixtures)
         return self._heads[name]
 
-    def _divided(self, group: Group) -> GroupKernel:
-        copies = self.copies
-        return RoutedKernel(group, self.routed, self.dtype, copies.scratch, copies.spectra)
-
     def _several(self, group: Group) -> GroupKernel:
-        rows = [segment_of(group, mixture) for mixture in self.weighted]
+        rows = [segment_of(group, mixture) for mixture in self.mixtures]
         if not any(rows):
             return NoUpdate()
-        return SegmentKernel(group, rows, self.dtype, self.copies.scratch)
+        return SegmentKernel(group, rows, self._routers(group), self.dtype, self.copies.scratch)
 
     def _single(self, group: Group, widths: Sequence[int]) -> GroupKernel:
-        if self.packed:
-            packed = self.copies.packed(group, distinct_adapters(self.weighted))
-            return PackedKernel(group, packed, self.weighted) if packed else NoUpdate()
-        ranks = ranks_in(group, self.weighted)
+        ranks = ranks_in(group, self.mixtures)
         if not any(map(any, ranks)):
             return NoUpdate()
+        routers = self._routers(group)
+        gates = Gates(routers, self.mixtures, len(group), self.dtype) if routers else None
+        if self.packed:
+            packed = self.copies.packed(group, distinct_adapters(self.mixtures))
+            return PackedKernel(group, packed, self.mixtures, gates)
         if ranks not in self._wanted:
-            self._wanted[ranks] = wanted_of(ranks, self.weighted)
-        slots, wanted = self.copies.slots(group), self._wanted[ranks]
-        return SlotKernel(slots, wanted, self.rows, widths, self._layouts, together=not self.strict)
+            self._wanted[ranks] = wanted_of(ranks, self.mixtures)
+        return SlotKernel(
+            self.copies.slots(group),
+            self._wanted[ranks],
+            self.rows,
+            widths,
+            self._layouts,
+            gates=gates,
+            together=not self.strict,
+        )
+
+    def _routers(self, group: Group) -> Mapping[int, TokenRouter]:
+        """Of each row whose tokens are divided in these modules what divides them."""
+        return {
+            row: TokenRouter(group, mixture, self.copies.spectra)
+            for row, mixture in enumerate(self.mixtures)
+            if isinstance(mixture, Routed)
+            and any(name in adapter.a for adapter, _ in mixture for name in group)
+        }
 
 
 class FactorCopies:
@@ -153,7 +137,7 @@ class FactorCopies:
         self.scratch = Scratch()
         self.spectra = Spectra()
         self._slots: dict[Group, GroupSlots] = {}
-        self._packed: dict[Group, tuple[tuple[str, ...], PackedFactors | None]] = {}
+        self._packed: dict[Group, tuple[tuple[str, ...], PackedFactors]] = {}
 
     @property
     def size(self) -> int:
@@ -165,14 +149,12 @@ class FactorCopies:
         """The slots of a group."""
         return self._slots.setdefault(group, GroupSlots(group))
 
-    def packed(self, group: Group, adapters: Sequence[BankedAdapter]) -> PackedFactors | None:
-        """The adapters' factors for a group side by side."""
+    def packed(self, group: Group, adapters: Sequence[BankedAdapter]) -> PackedFactors:
+        """The adapters' factors for a group side by side; at least one must have some."""
         digests = tuple(adapter.digest for adapter in adapters)
-        held, found = self._packed.get(group, (None, None))
-        if held != digests:
-            found = packed_factors(group, adapters)
-            self._packed[group] = digests, found
-        return found
+        if group not in self._packed or self._packed[group][0] != digests:
+            self._packed[group] = digests, packed_factors(group, adapters)
+        return self._packed[group][1]
 
     def forget(self, digest: str) -> None:
         """Drop every copy that an adapter is part of."""
@@ -199,17 +181,14 @@ def distinct_adapters(mixtures: Sequence[Mixture]) -> tuple[BankedAdapter, ...]:
 
 
 def summed_rank(mixtures: Sequence[Mixture]) -> int:
-    """The largest rank that a batch's distinct adapters sum up to in any module.
-
-    Those of routed rows do not count; no kernel packs them.
-    """
+    """The largest rank that a batch's distinct adapters sum up to in any module."""
     sums: dict[str, int] = {}
-    for adapter in distinct_adapters([one for one in mixtures if not isinstance(one, Routed)]):
+    for adapter in distinct_adapters(mixtures):
         for name, rank in adapter.ranks.items():
             sums[name] = sums.get(name, 0) + rank
     return max(sums.values(), default=0)
 
 
-def _bytes(found: PackedFactors | None) -> int:
-    tensors = () if found is None else (found.a, *(b for b in found.b if b is not None))
+def _bytes(found: PackedFactors) -> int:
+    tensors = (found.a, *(b for b in found.b if b is not None))
     return sum(one.numel() * one.element_size() for one in tensors)

@@ -10,7 +10,7 @@ arXiv:2311.03285). Mixtures are exact: ranks are concatenated, factors never ave
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -25,6 +25,7 @@ from intarsia_platform.serving.shared_input import (
     three_dimensional,
 )
 from intarsia_platform.serving.slots import Group
+from intarsia_platform.serving.token_router import TokenRouter
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,7 +125,8 @@ class SegmentKernel:
     Args:
         group: The modules.
         rows: The segment of each row, or None.
-        dtype: Their precision.
+        routers: Of each row whose tokens are divided its router, whose gates are its weights.
+        dtype: The factors' precision.
         scratch: Where mixtures are joined.
     """
 
@@ -132,6 +134,7 @@ class SegmentKernel:
         self,
         group: Group,
         rows: Sequence[Segment | None],
+        routers: Mapping[int, TokenRouter],
         dtype: torch.dtype,
         scratch: Scratch,
     ) -> None:
@@ -139,13 +142,14 @@ class SegmentKernel:
         self._dtype = dtype
         self._scratch = scratch
         self._segments = [(row, one) for row, one in enumerate(rows) if one is not None]
+        self._routers = routers
         self._between: list[Tensor] = []
 
     def add(self, position: int, x: Tensor, y: Tensor) -> None:
         """Add to a module's output; see :class:`GroupKernel`."""
         if self._shared.is_new(position, x):
             inputs = three_dimensional(x).to(self._dtype).unbind(0)
-            self._between = [self._first(inputs[row], one) for row, one in self._segments]
+            self._between = [self._first(row, inputs[row], one) for row, one in self._segments]
         sums = summed_into(y, self._dtype)
         outputs = three_dimensional(sums).unbind(0)
         for (row, one), between in zip(self._segments, self._between, strict=True):
@@ -156,6 +160,8 @@ class SegmentKernel:
         if self._shared.is_last(position):
             self._between = []
 
-    def _first(self, x: Tensor, segment: Segment) -> Tensor:
+    def _first(self, row: int, x: Tensor, segment: Segment) -> Tensor:
         between = torch.mm(x, self._scratch.joined(segment.a).t())
+        if row in self._routers:
+            return between.mul_(self._routers[row].factors(x).to(between.dtype))
         return between if segment.weights is None else between.mul_(segment.weights)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from intarsia_platform.serving.shared_input import SharedInput, two_dimensional
 from intarsia_platform.serving.slots import Bucket, Entry, GroupSlots, Ranks, SlotKey, Wanted
+from intarsia_platform.serving.token_router import Gates
 
 Layouts = dict[tuple[object, ...], "Layout"]
 
@@ -28,6 +29,7 @@ class SlotKernel:
         rows: Rows of the batch.
         widths: Output width of each module of the group.
         layouts: The plan's layouts, shared by groups that are alike.
+        gates: What is computed for each token, where any is divided by a router.
         together: Whether rows with the same adapter may be multiplied in one product, which reads
             its factors once, but in which a row's last bits depend on how many they are.
     """
@@ -40,6 +42,7 @@ class SlotKernel:
         widths: Sequence[int],
         layouts: Layouts,
         *,
+        gates: Gates | None = None,
         together: bool = False,
     ) -> None:
         self._together = together
@@ -48,6 +51,7 @@ class SlotKernel:
         self._rows, self._widths, self._layouts = rows, tuple(widths), layouts
         self._buckets: list[Bucket] = []
         self._layout: Layout | None = None
+        self._gates = gates
 
     def add(self, position: int, x: Tensor, y: Tensor) -> None:
         """Add to a module's output; see :class:`GroupKernel`."""
@@ -57,7 +61,9 @@ class SlotKernel:
             layout = self._layout = self._found_layout()
         if self._shared.is_new(position, x) or layout.holder is not self:
             layout.holder = self
-            layout.multiply(two_dimensional(x), self._buckets)
+            inputs = two_dimensional(x)
+            table = None if self._gates is None else self._gates.of(inputs)
+            layout.multiply(inputs, self._buckets, table)
         target = y if y.dim() == 3 else y.unsqueeze(1)
         for products in layout.products:
             target.add_(products[position])
@@ -114,8 +120,10 @@ class Layout:
         served = [[entry for key in order for entry in own[key]] for (_, own), order in buckets]
         entries = [entry for own in served for entry in own]
         sizes = [len(own) for own in served]
-        self._fused = fused
         self._take = torch.tensor([entry.row for entry in entries], device=like.device)
+        parts = 1 + max(entry.part for entry in entries)
+        places = [entry.row * parts + entry.part for entry in entries]
+        self._places = torch.tensor(places, device=like.device)
         self._inputs = like.new_empty(len(entries), like.shape[1])
         # One more row, of zeros, for rows of the batch that have fewer adapters than others.
         shapes = [(len(widths), widths[0])] if fused else [(1, width) for width in widths]
@@ -138,6 +146,8 @@ class Layout:
                     x=self._inputs[own].view(*shape, -1),
                     between=between,
                     weights=None if plain else weights[own].view(*shape, 1),
+                    own=own,
+                    modules=_module_of_each_column(key[0], like.device),
                     repeated=-1 if single else shape[0],
                     fused=fused and single,
                     second=_second(between, key[0], mine, fused and single),
@@ -145,18 +155,25 @@ class Layout:
             )
         self._gathers, self.products = _gathers(entries, rows, outs)
 
-    def multiply(self, x: Tensor, buckets: Sequence[Bucket]) -> None:
+    def multiply(self, x: Tensor, buckets: Sequence[Bucket], gates: Tensor | None) -> None:
         """Compute ``products``: what each round of adapters adds to each module.
 
         Args:
             x: The modules' input, shape (rows, d_in).
             buckets: The group's factors.
+            gates: What goes before each row's adapters in each module, shape (rows, the most
+                adapters of a row, modules); None for the entries' weights.
         """
         torch.index_select(x.to(self._inputs.dtype), 0, self._take, out=self._inputs)
+        if gates is not None:
+            gates = gates.flatten(0, 1).index_select(0, self._places)
         for step, bucket in zip(self._steps, buckets, strict=True):
             a, every_b = bucket.repeated(step.repeated)
             torch.bmm(step.x, a, out=step.between)
-            if step.weights is not None:
+            if gates is not None:
+                own = gates[step.own].index_select(1, step.modules)
+                step.between.mul_(own.view_as(step.between))
+            elif step.weights is not None:
                 step.between.mul_(step.weights)
             if step.fused and bucket.all_b is not None:
                 left, out = step.second[0]
@@ -176,9 +193,17 @@ class _Step:
     x: Tensor
     between: Tensor
     weights: Tensor | None
+    own: slice
+    modules: Tensor
     repeated: int
     fused: bool
     second: list[tuple[Tensor, Tensor]]
+
+
+def _module_of_each_column(ranks: Ranks, device: torch.device) -> Tensor:
+    return torch.arange(len(ranks), device=device).repeat_interleave(
+        torch.tensor(ranks, device=device)
+    )
 
 
 def _second(

@@ -10,7 +10,8 @@ bare base's in that round. Before a contender is timed it runs once untimed, so 
 batch needs once are made; what they cost is ``composition``.
 
 Contenders: ``distinct_16`` (another adapter in every row), ``top3_of_8`` and ``top3_of_48`` (three
-adapters a row with weights, drawn from so many), each also as ``…_strict``; ``peft_mixed``
+adapters a row with weights, drawn from so many), each also as ``…_strict``; ``top3_of_8_arrow`` and
+``…_lag`` (the same adapters, divided by a router in each layer); ``peft_mixed``
 (``adapter_names`` of 16 adapters) and ``peft_set_adapter`` (each row alone, after ``set_adapter``),
 with as many adapters loaded as ``peft_loaded`` says. ``registered`` is decoding with distinct_16
 out of so many registered adapters, all of which have gone through the bank.
@@ -38,18 +39,13 @@ import numpy as np
 import torch
 from intarsia_client.base_model import BaseModel
 from intarsia_client.files import bytes_digest
-from intarsia_client.peft_files import read_encoded, write_adapter
-from intarsia_client.wire import Adapter, LowRankFactors
+from intarsia_client.peft_files import read_encoded
 from intarsia_platform.serving.bank import AdapterBank
 from intarsia_platform.serving.mixture import Mixture, mixture_of
 from intarsia_platform.serving.plan import FactorCopies
 from intarsia_platform.serving.served_base import ServedBase
-from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+from random_llama import PROMPT, ROWS, Inputs, bare_model, write_adapters
 
-ROWS, PROMPT, ROOM, WIDTH, LAYERS = 16, 128, 192, 512, 8
-RANKS = (4, 8, 16, 32, 64)
-# Sums to 292; the first eight to 124.
-FIRST_RANKS = (4, 4, 4, 8, 8, 16, 16, 64, 4, 4, 8, 8, 16, 32, 32, 64)
 WEIGHTS = (0.5, 0.3125, 0.1875)
 TARGETS = {
     "prefill": {"distinct_16": 1.04, "top3_of_8": 1.06, "top3_of_48": 1.09},
@@ -86,90 +82,6 @@ def without_hooks(model: Any) -> Iterator[None]:
     finally:
         for module, hooks in hooked:
             module._forward_hooks = hooks
-
-
-def bare_model() -> Any:
-    """The model, with random weights."""
-    configuration = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=WIDTH,
-        intermediate_size=1376,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=512,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return LlamaForCausalLM(configuration).eval().requires_grad_(False)
-
-
-def ranks(count: int) -> list[int]:
-    """Ranks of the adapters."""
-    generator = np.random.default_rng(1)
-    drawn = generator.choice(RANKS, size=max(0, count - len(FIRST_RANKS)))
-    return [*FIRST_RANKS, *map(int, drawn)][:count]
-
-
-def write_adapters(folder: Path, count: int) -> list[Path]:
-    """Adapters as PEFT directories."""
-    made = []
-    for index, rank in enumerate(ranks(count)):
-        generator = np.random.default_rng(index)
-        modules = {}
-        for layer in range(LAYERS):
-            for part in "qkvo":
-                a = generator.standard_normal((rank, WIDTH), dtype=np.float32)
-                b = generator.standard_normal((WIDTH, rank), dtype=np.float32)
-                modules[f"model.layers.{layer}.self_attn.{part}_proj"] = LowRankFactors(
-                    a=a * np.float32(WIDTH**-0.5), b=b * np.float32(0.01), scaling=2.0
-                )
-        made.append(folder / f"adapter-{index:03d}")
-        write_adapter(made[-1], Adapter(base="bench", task="causal-lm", modules=modules))
-    return made
-
-
-class Inputs:
-    """The same tokens for everybody, and a cache that holds the prompt.
-
-    Args:
-        model: A model to fill the cache with.
-    """
-
-    def __init__(self, model: Any) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.prompt = torch.randint(8192, (ROWS, PROMPT), generator=generator)
-        self.token = torch.randint(8192, (ROWS, 1), generator=generator)
-        self.mask = (torch.arange(ROOM) <= PROMPT).expand(ROWS, 1, 1, ROOM)
-        self.positions = torch.full((ROWS, 1), PROMPT)
-        self.caches = {
-            rows: StaticCache(config=model.config, max_cache_len=ROOM) for rows in (1, ROWS)
-        }
-        for rows, cache in self.caches.items():
-            model(self.prompt[:rows], past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-    def prefill(self, model: Any, rows: slice = slice(None), **options: Any) -> torch.Tensor:
-        """All tokens of some rows' prompts."""
-        output = model(self.prompt[rows], use_cache=False, logits_to_keep=1, **options)
-        logits: torch.Tensor = output.logits
-        return logits
-
-    def decode(self, model: Any, rows: slice = slice(None), **options: Any) -> torch.Tensor:
-        """One token of some rows, at the same place each time."""
-        tokens = self.token[rows]
-        cache = self.caches[len(tokens)]
-        for layer in cache.layers:
-            layer.cumulative_length.fill_(PROMPT)
-        output = model(
-            tokens,
-            past_key_values=cache,
-            use_cache=True,
-            position_ids=self.positions[rows],
-            attention_mask=self.mask[rows],
-            **options,
-        )
-        logits: torch.Tensor = output.logits
-        return logits
 
 
 def served_contender(
@@ -217,17 +129,13 @@ def peft_contenders(model: Any, folders: Sequence[Path], inputs: Inputs) -> dict
     }
 
 
-def drawn_mixtures(adapters: Sequence[Any], seed: int) -> list[Mixture]:
-    """Three adapters a row."""
+def drawn_mixtures(adapters: Sequence[Any], seed: int, routing: str = "") -> list[Mixture]:
+    """Three adapters a row, by weights or by a router."""
     generator = np.random.default_rng(seed)
+    chosen = [generator.choice(len(adapters), 3, replace=False) for _ in range(ROWS)]
     return [
-        mixture_of(
-            (adapters[int(index)], weight)
-            for index, weight in zip(
-                generator.choice(len(adapters), 3, replace=False), WEIGHTS, strict=True
-            )
-        )
-        for _ in range(ROWS)
+        mixture_of(zip([adapters[int(one)] for one in row], WEIGHTS, strict=True), routing)
+        for row in chosen
     ]
 
 
@@ -408,6 +316,11 @@ def measured(folder: Path, quick: bool, rounds: int, with_peft: bool) -> dict[st
         for name, rows in draws.items():
             contenders[name] = served_contender(served, rows, inputs, strict=False)
             contenders[f"{name}_strict"] = served_contender(served, rows, inputs, strict=True)
+        for routing in ("arrow", "lag"):
+            routed = drawn_mixtures(adapters[:8], 5, routing)
+            contenders[f"top3_of_8_{routing}"] = served_contender(
+                served, routed, inputs, strict=False
+            )
         if with_peft:
             loaded = folders[: ROWS if quick else 64]
             contenders |= peft_contenders(for_peft, loaded, inputs)

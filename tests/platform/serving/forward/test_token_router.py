@@ -79,7 +79,10 @@ def dense(routing, products):
 
 
 def routed(bench, indices, routing):
-    return mixture_of([(bench.banked[index], 1.0) for index in indices], routing)
+    # Weights stand for nothing where a router divides.
+    weights = [0.25 + 0.5 * place for place, _ in enumerate(indices)]
+    parts = zip((bench.banked[index] for index in indices), weights, strict=True)
+    return mixture_of(parts, routing)
 
 
 @KINDS
@@ -91,6 +94,7 @@ def test_every_token_gets_what_the_dense_router_gives_it(library, kind, routing,
     tokens = TOKENS[:, :length]
     sets = [(0, 1, 2, 3, 4, 5), (), (2, 5, 1), (3,)]
     mixtures = [routed(bench, one, routing) if one else BASE for one in sets]
+    mixtures[3] = mixture_of([(bench.banked[3], 1.0)], routing)
     # The row between is mixed by weight.
     mixtures[1] = mixture_of([(bench.banked[0], 0.5), (bench.banked[4], 0.5)])
     with ServedBase(bench.base) as served:
@@ -130,6 +134,22 @@ def test_batch_mates_and_poison_change_no_bit(library, kind, routing, length):
         assert torch.equal(together[0], alone[0])
         assert not together[1].isfinite().any()
         assert together[[0, 2, 3]].isfinite().all()
+
+
+@KINDS
+@ROUTERS
+@LENGTHS
+def test_a_row_has_the_same_bits_beside_any_number_of_others(library, kind, routing, length):
+    bench = library[kind]
+    own, other = routed(bench, (0, 1, 2, 3, 4), routing), routed(bench, (1, 2, 4), routing)
+    tokens = TOKENS[:, :length][[0, 1, 2, 3, 0, 1, 2, 3]]
+    with ServedBase(bench.base) as served:
+        alone = answered(served, [own, *[BASE] * 7], tokens, strict=True)[0]
+        for count in range(2, 8):
+            for mates in (own, other):
+                mixtures = [own, *[mates] * (count - 1), *[BASE] * (8 - count)]
+                together = answered(served, mixtures, tokens, strict=True)
+                assert torch.equal(together[0], alone), count
 
 
 def test_what_is_kept_of_an_adapter_goes_with_it(library):
