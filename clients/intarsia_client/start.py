@@ -12,7 +12,8 @@ Four kinds, by name:
   nothing yet are trained (Wang et al. 2024, FLoRA, arXiv:2409.05976, merges and restarts so);
 * ``"sampled"``: as ``"residual"``, but the r directions are drawn for this client and round from
   the leading ones, so that clients of low rank do not all work on the first few (after Fang et
-  al. 2025, Federated Sketching LoRA, arXiv:2501.19389); new directions are the client's own.
+  al. 2025, Federated Sketching LoRA, arXiv:2501.19389, where all are as likely; here the n-th
+  largest is drawn with weight 1 / n); new directions are the client's own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ import numpy as np
 from intarsia_client.assignment import SHARED_FACTORS, START_KINDS, TrainAssignment
 from intarsia_client.errors import InputError
 from intarsia_client.wire import Adapter, ComputedModules, FloatArray, LowRankFactors
+
+# Weights of draws are whole parts of it.
+_WHOLE = 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,14 +238,22 @@ def _drawn_first(
 ) -> LowRankFactors:
     """The directions in another order: first the ones drawn, each part largest first.
 
-    The draw does not depend on the module, only on how many directions it has to draw from.
+    Drawn one after another, the n-th largest with weight 1 / n. The draw does not depend on the
+    module, only on how many directions it has to draw from; nor on their sizes, so that client and
+    server draw alike whatever their processors' rounding.
     """
     count = held_directions(published).rank
     pool = min(count, sampled_from or count)
     if pool <= rank:
         return published
     generator = np.random.Generator(np.random.PCG64(seed))
-    drawn = np.sort(generator.permutation(pool)[:rank])
+    weights = _WHOLE // np.arange(1, pool + 1)
+    places = []
+    for _ in range(rank):
+        ends = np.cumsum(weights)
+        places.append(int(np.searchsorted(ends, generator.integers(ends[-1]), side="right")))
+        weights[places[-1]] = 0
+    drawn = np.sort(places)
     order = np.concatenate([drawn, np.delete(np.arange(published.rank), drawn)])
     return LowRankFactors(a=published.a[order], b=published.b[:, order], scaling=published.scaling)
 

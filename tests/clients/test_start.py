@@ -320,14 +320,33 @@ def test_what_is_sampled_differs_by_client_round_and_seed_and_is_one_draw_for_al
         rows = assigned_start(published, asked).trainable.modules[module].a.tolist()
         return tuple(published.modules[module].a.tolist().index(row) for row in rows)
 
-    by_client = {drawn(client=f"client-{number}") for number in range(40)}
-    by_round = {drawn(round=number) for number in range(1, 41)}
-    by_seed = {drawn(seed=number) for number in range(40)}
-    # Of 36 pairs, 40 draws meet more than half but for one time in many millions.
-    assert min(len(by_client), len(by_round), len(by_seed)) > 18
+    by_client = {drawn(client=f"client-{number}") for number in range(200)}
+    by_round = {drawn(round=number) for number in range(1, 201)}
+    by_seed = {drawn(seed=number) for number in range(200)}
+    # Of 36 pairs; the least likely one comes once in 276 draws.
+    assert min(len(by_client), len(by_round), len(by_seed)) > 27
     assert {place for pair in by_client for place in pair} == set(range(9))
     assert all(drawn(round=number) == drawn("v", round=number) for number in range(1, 20))
     assert drawn(run="other", nonce="other") == drawn()
+
+
+def test_the_nth_largest_is_drawn_first_with_weight_one_over_n() -> None:
+    published = adapter(q=factors(5))
+    places = [
+        published.modules["q"]
+        .a.tolist()
+        .index(
+            assigned_start(published, assigned(start="sampled", rank=1, round=number))
+            .trainable.modules["q"]
+            .a[0]
+            .tolist()
+        )
+        for number in range(1, 2001)
+    ]
+    weights = 1 / np.arange(1, 6)
+    shares = np.bincount(places, minlength=5) / 2000
+    # Four standard deviations of the largest share.
+    np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.045)
 
 
 def test_new_rows_of_a_sampled_start_are_the_clients_own() -> None:
