@@ -23,7 +23,7 @@ from intarsia_platform.serving.shared_input import (
     two_dimensional,
 )
 from intarsia_platform.serving.slots import Group
-from intarsia_platform.serving.token_router import Gates
+from intarsia_platform.serving.token_router import TokenWeights
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +78,7 @@ class PackedKernel:
         group: The modules.
         packed: The factors of all adapters of the batch.
         rows: Each row's mixture.
-        gates: What is computed for each token, where any is divided by a router.
+        token_weights: What is computed for each token, where any is divided by a router.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class PackedKernel:
         group: Group,
         packed: PackedFactors,
         rows: Sequence[Mixture],
-        gates: Gates | None = None,
+        token_weights: TokenWeights | None = None,
     ) -> None:
         self._shared = SharedInput(len(group))
         with torch.inference_mode(False):
@@ -97,15 +97,15 @@ class PackedKernel:
             for b, (begin, end) in zip(packed.b, packed.spans, strict=True)
         ]
         mask = torch.zeros(len(rows), len(packed.a), dtype=packed.a.dtype)
-        # Where in a row of gates each column's is.
+        # Where in a row of token weights each column's is.
         places = torch.zeros(mask.shape, dtype=torch.long)
         for row, mixture in enumerate(rows):
             for part, (adapter, weight) in enumerate(mixture):
                 for module, (begin, end) in enumerate(packed.columns[adapter.digest]):
-                    mask[row, begin:end] = weight if gates is None else 1.0
+                    mask[row, begin:end] = weight if token_weights is None else 1.0
                     places[row, begin:end] = part * len(group) + module
         self._mask = mask.to(packed.a.device)
-        self._gates, self._places = gates, places.to(packed.a.device)
+        self._token_weights, self._places = token_weights, places.to(packed.a.device)
 
     def add(self, position: int, x: Tensor, y: Tensor) -> None:
         """Add to a module's output; see :class:`GroupKernel`."""
@@ -113,8 +113,10 @@ class PackedKernel:
             inputs = two_dimensional(x)
             torch.mm(inputs.to(self._a.dtype), self._a, out=self._between)
             self._between.mul_(self._mask)
-            if self._gates is not None:
-                self._between.mul_(self._gates.of(inputs).flatten(1).gather(1, self._places))
+            if self._token_weights is not None:
+                self._between.mul_(
+                    self._token_weights.of(inputs).flatten(1).gather(1, self._places)
+                )
         part = self._parts[position]
         if part is not None:
             between, b = part

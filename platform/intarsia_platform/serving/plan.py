@@ -16,7 +16,7 @@ from intarsia_platform.serving.segment_kernel import Scratch, SegmentKernel, seg
 from intarsia_platform.serving.shared_input import GroupKernel
 from intarsia_platform.serving.slot_kernel import Layouts, SlotKernel
 from intarsia_platform.serving.slots import Group, GroupSlots, Ranks, Wanted, ranks_in, wanted_of
-from intarsia_platform.serving.token_router import Gates, Spectra, TokenRouter
+from intarsia_platform.serving.token_router import Spectra, TokenRouter, TokenWeights
 
 PACKED_RANK = 150
 
@@ -100,10 +100,10 @@ class BatchPlan:
         if not any(map(any, ranks)):
             return NoUpdate()
         routers = self._routers(group)
-        gates = Gates(routers, self.mixtures, len(group), self.dtype) if routers else None
+        weights = TokenWeights(routers, self.mixtures, len(group), self.dtype) if routers else None
         if self.packed:
             packed = self.copies.packed(group, distinct_adapters(self.mixtures))
-            return PackedKernel(group, packed, self.mixtures, gates)
+            return PackedKernel(group, packed, self.mixtures, weights)
         if ranks not in self._wanted:
             self._wanted[ranks] = wanted_of(ranks, self.mixtures)
         return SlotKernel(
@@ -112,7 +112,7 @@ class BatchPlan:
             self.rows,
             widths,
             self._layouts,
-            gates=gates,
+            token_weights=weights,
             together=not self.strict,
         )
 

@@ -163,5 +163,5 @@ class SegmentKernel:
     def _first(self, row: int, x: Tensor, segment: Segment) -> Tensor:
         between = torch.mm(x, self._scratch.joined(segment.a).t())
         if row in self._routers:
-            return between.mul_(self._routers[row].factors(x).to(between.dtype))
+            return between.mul_(self._routers[row].rank_weights(x).to(between.dtype))
         return between if segment.weights is None else between.mul_(segment.weights)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from intarsia_platform.serving.shared_input import SharedInput, two_dimensional
 from intarsia_platform.serving.slots import Bucket, Entry, GroupSlots, Ranks, SlotKey, Wanted
-from intarsia_platform.serving.token_router import Gates
+from intarsia_platform.serving.token_router import TokenWeights
 
 Layouts = dict[tuple[object, ...], "Layout"]
 
@@ -29,7 +29,7 @@ class SlotKernel:
         rows: Rows of the batch.
         widths: Output width of each module of the group.
         layouts: The plan's layouts, shared by groups that are alike.
-        gates: What is computed for each token, where any is divided by a router.
+        token_weights: What is computed for each token, where any is divided by a router.
         together: Whether rows with the same adapter may be multiplied in one product, which reads
             its factors once, but in which a row's last bits depend on how many they are.
     """
@@ -42,7 +42,7 @@ class SlotKernel:
         widths: Sequence[int],
         layouts: Layouts,
         *,
-        gates: Gates | None = None,
+        token_weights: TokenWeights | None = None,
         together: bool = False,
     ) -> None:
         self._together = together
@@ -51,7 +51,7 @@ class SlotKernel:
         self._rows, self._widths, self._layouts = rows, tuple(widths), layouts
         self._buckets: list[Bucket] = []
         self._layout: Layout | None = None
-        self._gates = gates
+        self._token_weights = token_weights
 
     def add(self, position: int, x: Tensor, y: Tensor) -> None:
         """Add to a module's output; see :class:`GroupKernel`."""
@@ -62,8 +62,8 @@ class SlotKernel:
         if self._shared.is_new(position, x) or layout.holder is not self:
             layout.holder = self
             inputs = two_dimensional(x)
-            table = None if self._gates is None else self._gates.of(inputs)
-            layout.multiply(inputs, self._buckets, table)
+            weights = None if self._token_weights is None else self._token_weights.of(inputs)
+            layout.multiply(inputs, self._buckets, weights)
         target = y if y.dim() == 3 else y.unsqueeze(1)
         for products in layout.products:
             target.add_(products[position])
@@ -155,23 +155,23 @@ class Layout:
             )
         self._gathers, self.products = _gathers(entries, rows, outs)
 
-    def multiply(self, x: Tensor, buckets: Sequence[Bucket], gates: Tensor | None) -> None:
+    def multiply(self, x: Tensor, buckets: Sequence[Bucket], token_weights: Tensor | None) -> None:
         """Compute ``products``: what each round of adapters adds to each module.
 
         Args:
             x: The modules' input, shape (rows, d_in).
             buckets: The group's factors.
-            gates: What goes before each row's adapters in each module, shape (rows, the most
-                adapters of a row, modules); None for the entries' weights.
+            token_weights: What goes before each row's adapters in each module, shape (rows, the
+                most adapters of a row, modules); None for the entries' weights.
         """
         torch.index_select(x.to(self._inputs.dtype), 0, self._take, out=self._inputs)
-        if gates is not None:
-            gates = gates.flatten(0, 1).index_select(0, self._places)
+        if token_weights is not None:
+            token_weights = token_weights.flatten(0, 1).index_select(0, self._places)
         for step, bucket in zip(self._steps, buckets, strict=True):
             a, every_b = bucket.repeated(step.repeated)
             torch.bmm(step.x, a, out=step.between)
-            if gates is not None:
-                own = gates[step.own].index_select(1, step.modules)
+            if token_weights is not None:
+                own = token_weights[step.own].index_select(1, step.modules)
                 step.between.mul_(own.view_as(step.between))
             elif step.weights is not None:
                 step.between.mul_(step.weights)

@@ -46,7 +46,7 @@ class Spectra:
         self._rows.clear()
 
 
-Layout = tuple[str, int, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]]
+RouterLayout = tuple[str, int, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]]
 """A router's name, how many adapters the row has, and of each module how many directions are heard
 of which of them: rows for which these are equal are divided together."""
 
@@ -70,7 +70,7 @@ class TokenRouter:
             modules.append((tuple(map(len, directions)), tuple(having)))
             for part in having:
                 columns += [position * len(mixture) + part] * mixture[part][0].ranks[name]
-        self.layout: Layout = (mixture.routing, len(mixture), tuple(modules))
+        self.layout: RouterLayout = (mixture.routing, len(mixture), tuple(modules))
         self._rows = torch.cat(rows).t()
         self._columns = torch.tensor(columns, device=self._rows.device)
 
@@ -90,7 +90,7 @@ class TokenRouter:
         """
         return torch.mm(x.float(), self._rows)
 
-    def factors(self, x: Tensor) -> Tensor:
+    def rank_weights(self, x: Tensor) -> Tensor:
         """What goes before the product of each row of the adapters' A, one under the other.
 
         Args:
@@ -103,7 +103,7 @@ class TokenRouter:
         return gates.flatten(1).index_select(1, self._columns)
 
 
-def divided(layout: Layout, heard: Tensor) -> Tensor:
+def divided(layout: RouterLayout, heard: Tensor) -> Tensor:
     """The gates of tokens.
 
     Args:
@@ -124,7 +124,7 @@ def divided(layout: Layout, heard: Tensor) -> Tensor:
     return gates
 
 
-class Gates:
+class TokenWeights:
     """What goes before each adapter of each row in a batch with one token a row.
 
     That is gates for rows whose tokens are divided, and weights for the others.
@@ -149,7 +149,7 @@ class Gates:
         for row, mixture in enumerate(mixtures):
             for part, (_, weight) in enumerate(mixture):
                 self._table[row, part] = weight
-        alike: dict[Layout, list[int]] = {}
+        alike: dict[RouterLayout, list[int]] = {}
         for row, router in routers.items():
             alike.setdefault(router.layout, []).append(row)
         self._alike = [
@@ -158,7 +158,7 @@ class Gates:
         ]
 
     def of(self, x: Tensor) -> Tensor:
-        """The factors for an input.
+        """The weights for an input.
 
         Args:
             x: Shape (rows, d_in).
