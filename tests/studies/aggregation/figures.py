@@ -1,8 +1,9 @@
-"""The study's plots: bars with error bars, curves over the rounds, bytes beside quality."""
+"""The study's plots: means with error bars, curves over the rounds, bytes beside quality."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import matplotlib as mpl
 
 mpl.use("agg")
 
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 from matplotlib.axes import Axes
 from study import CENTRAL, LOCAL, Row
 from summary import LEDGER, Entry, Setting
 
 _ACCENT, _FAMILY, _OTHERS = "#0b5fa5", "#7fb2dd", "#9a9a9a"
-_LINES = ("#d1495b", "#edae49", "#66a182", "#8d6a9f", "#30638e", "#a0522d", "#5f5f5f", "#c48fb8")
+# One for each method of the catalogue but the ledger.
+_LINES = (
+    *("#d1495b", "#edae49", "#66a182", "#8d6a9f", "#3cc8c8"),
+    *("#a0522d", "#5f5f5f", "#c48fb8", "#a8b400"),
+)
 _COLUMNS = 2
 
 
@@ -31,7 +36,7 @@ def draw(settings: Sequence[Setting], folder: Path) -> list[Path]:
         The files.
     """
     written = []
-    kinds = {"bars": (_bars, 3.9), "curves": (_curves, 3.0), "bytes": (_bytes, 3.0)}
+    kinds = {"means": (_means, 2.9), "curves": (_curves, 3.0), "bytes": (_bytes, 3.0)}
     for name in dict.fromkeys(setting.dataset.name for setting in settings):
         here = [setting for setting in settings if setting.dataset.name == name]
         for kind, (panel, height) in kinds.items():
@@ -66,37 +71,43 @@ def _colour(row: Row) -> str:
     return _FAMILY if row.method == LEDGER else _OTHERS
 
 
-def _bars(axes: Axes, setting: Setting) -> None:
-    entries = [entry for entry in setting.entries if entry.row not in (CENTRAL, LOCAL)]
-    positions = range(len(entries))
-    for position, entry in zip(positions, entries, strict=True):
-        if entry.values:
-            axes.barh(
-                position,
-                entry.mean,
-                xerr=entry.error or 0.0,
-                color=_colour(entry.row),
-                hatch="" if entry.complete else "///",
-                error_kw={"capsize": 2, "elinewidth": 1},
-            )
-            axes.annotate(
-                f" {_short(setting, entry)}",
-                (entry.mean + (entry.error or 0.0), position),
-                va="center",
-                fontsize=7,
-            )
-        else:
-            text = "not for this task" if entry.refused else "missing"
-            axes.annotate(f" {text}", (0.0, position), va="center", fontsize=7, color="#b00020")
-    for name, style in ((CENTRAL.name, "-"), (LOCAL.name, ":")):
-        end = setting.entry(name)
-        if end.values:
-            axes.axvline(end.mean, color="black", linestyle=style, linewidth=1, label=name)
-    axes.set_yticks(list(positions), [entry.row.name for entry in entries], fontsize=7)
+def _means(axes: Axes, setting: Setting) -> None:
+    # A row that this setting does not have, or not yet, has no line.
+    entries = [
+        entry for entry in setting.entries if entry.values and entry.row not in (CENTRAL, LOCAL)
+    ]
+    for position, entry in enumerate(entries):
+        axes.errorbar(
+            entry.mean,
+            position,
+            xerr=entry.error or 0.0,
+            marker="o" if entry.complete else "x",
+            markersize=5,
+            color=_colour(entry.row),
+            capsize=3,
+        )
+        axes.annotate(
+            _short(setting, entry),
+            (entry.mean + (entry.error or 0.0), position),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+        )
+    central = setting.entry(CENTRAL.name)
+    if central.values:
+        axes.axvline(central.mean, color="black", linewidth=1, label=CENTRAL.name)
+    axes.set_yticks(range(len(entries)), [entry.row.name for entry in entries], fontsize=7)
     axes.invert_yaxis()
+    axes.grid(axis="y", color="#eeeeee")
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    limit = max([1e-9, *(entry.mean for entry in setting.entries if entry.values)])
-    axes.set_xlim(0.0, 1.15 * limit)
+    if setting.dataset.measure == "perplexity":
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
+        axes.xaxis.set_minor_formatter(ticker.ScalarFormatter())
+        axes.tick_params(which="both", labelsize=7)
+    axes.margins(x=0.15)
 
 
 def _short(setting: Setting, entry: Entry) -> str:
@@ -114,8 +125,7 @@ def _styled(setting: Setting) -> list[tuple[Entry, dict[str, Any]]]:
     ]
     others = [entry for entry in entries if entry.row.name != LEDGER]
     styles = [
-        (entry, {"color": _LINES[turn % len(_LINES)], "linestyle": "-" if turn < 8 else "--"})
-        for turn, entry in enumerate(others)
+        (entry, {"color": colour}) for entry, colour in zip(others, cycle(_LINES), strict=False)
     ]
     mine = [
         (entry, {"color": _ACCENT, "linewidth": 2.6}) for entry in entries if entry not in others
