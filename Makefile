@@ -33,7 +33,7 @@ demo: $(STAMP)
 	$(BIN)/intarsia --home $(HOME_FOLDER) demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
