@@ -39,33 +39,20 @@ from intarsia_platform.serving.bank import AdapterBank
 from intarsia_platform.serving.engine import Engine, Request
 from intarsia_platform.serving.sampling import Sampling
 from intarsia_platform.serving.served_base import ServedBase
+from random_llama import RANKS, bare_model
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
 POLICIES = 'permit(principal, action == Action::"use", resource);'
-RANKS = (4, 8, 16, 32, 64)
 
 
 def random_base(directory: Path, *, small: bool) -> None:
     """A Llama with random weights that ends no answer."""
-    width, layers, words = (64, 2, 512) if small else (512, 8, 8192)
-    configuration = LlamaConfig(
-        vocab_size=words,
-        hidden_size=width,
-        intermediate_size=width * 43 // 16,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(configuration).save_pretrained(directory)
-    vocabulary = {f"t{index}": index for index in range(words)}
+    size = {"width": 64, "layers": 2, "words": 512} if small else {}
+    model = bare_model(**size)
+    model.save_pretrained(directory)
+    vocabulary = {f"t{index}": index for index in range(model.config.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, "t0"))
     special = dict(zip(("unk_token", "pad_token", "bos_token"), ("t0", "t0", "t1"), strict=True))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)

@@ -1,4 +1,4 @@
-"""The model, adapters and inputs of ``multi_adapter.py``: a Llama of random weights, 16 rows."""
+"""A Llama of random weights, and adapters and inputs for it: 16 rows."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from intarsia_client.peft_files import write_adapter
 from intarsia_client.wire import Adapter, LowRankFactors
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
-ROWS, PROMPT, ROOM, WIDTH, LAYERS = 16, 128, 192, 512, 8
+ROWS, PROMPT, ROOM = 16, 128, 192
+WIDTH, LAYERS, WORDS = 512, 8, 8192
 RANKS = (4, 8, 16, 32, 64)
 # Sums to 292; the first eight to 124.
 FIRST_RANKS = (4, 4, 4, 8, 8, 16, 16, 64, 4, 4, 8, 8, 16, 32, 32, 64)
 
 
-def bare_model() -> Any:
-    """The model, with random weights."""
+def bare_model(*, width: int = WIDTH, layers: int = LAYERS, words: int = WORDS) -> Any:
+    """The model, with random weights; it ends no answer."""
     configuration = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=WIDTH,
-        intermediate_size=1376,
-        num_hidden_layers=LAYERS,
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=width * 43 // 16,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=8,
         max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -67,8 +71,8 @@ class Inputs:
 
     def __init__(self, model: Any) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.prompt = torch.randint(8192, (ROWS, PROMPT), generator=generator)
-        self.token = torch.randint(8192, (ROWS, 1), generator=generator)
+        self.prompt = torch.randint(WORDS, (ROWS, PROMPT), generator=generator)
+        self.token = torch.randint(WORDS, (ROWS, 1), generator=generator)
         self.mask = (torch.arange(ROOM) <= PROMPT).expand(ROWS, 1, 1, ROOM)
         self.positions = torch.full((ROWS, 1), PROMPT)
         self.caches = {
