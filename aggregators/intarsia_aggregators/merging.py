@@ -173,30 +173,30 @@ def by_rule(rule: ModuleRule, terms: ModuleTerms) -> MergedModule:
 
 
 def _resident(terms: ModuleTerms, rank: int, workspace: Workspace) -> Recompressed:
-    """By the Gram matrices of the stack, of which one factor is held at a time."""
-    a = _read_a(terms, workspace)
+    """By the Gram matrices of the stack, of which both factors are held where there is room."""
+    both = resident_bytes(terms) + 4 * terms.rank * min(terms.shape) <= workspace.room
+    a = workspace.take("stack", terms.rank, terms.shape[1])
+    terms.read_a(a)
     gram_a = symmetric_product(a, out=workspace.take("gram a", terms.rank, terms.rank))
-    # B comes into the same memory: reading A once more costs less than room for both.
-    b = workspace.take("stack", terms.shape[0], terms.rank)
+    # Else B comes into the same memory, and A is read once more.
+    b = workspace.take("other" if both else "stack", terms.shape[0], terms.rank)
     terms.read_b(b, workspace)
     gram_b = symmetric_product(b.T, out=workspace.take("gram b", terms.rank, terms.rank))
     terms.check_squares(gram_b.diagonal(), gram_a.diagonal())
     spectrum = quick_spectrum(gram_b, gram_a, terms.coefficients, rank)
     if spectrum is not None:
         left = b @ spectrum.left
-        found = outcome(left, spectrum.right @ _read_a(terms, workspace), spectrum)
+        if not both:
+            terms.read_a(a)
+        found = outcome(left, spectrum.right @ a, spectrum)
         if found is not None:
             return found
-        terms.read_b(workspace.take("stack", terms.shape[0], terms.rank), workspace)
-    a = workspace.take("other", terms.rank, terms.shape[1])
-    terms.read_a(a)
+        if not both:
+            terms.read_b(b, workspace)
+    if not both:
+        a = workspace.take("other", terms.rank, terms.shape[1])
+        terms.read_a(a)
     return recompress(b, a, rank, coefficients=terms.coefficients, exact=True)
-
-
-def _read_a(terms: ModuleTerms, workspace: Workspace) -> torch.Tensor:
-    a = workspace.take("stack", terms.rank, terms.shape[1])
-    terms.read_a(a)
-    return a
 
 
 def _squares(values: torch.Tensor, dim: int) -> torch.Tensor:

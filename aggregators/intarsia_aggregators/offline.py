@@ -250,7 +250,7 @@ def aggregate_adapters(
     """
     whole = OfflineSum(adapters, labels=labels, weights=weights, rank=rank, method=method)
     modules, cut = {}, {}
-    for name, merged in side_by_side(whole.merged, whole.layouts, whole.workers):
+    for name, merged in side_by_side(whole.merged, whole.layouts, whole.workers, memory=MEMORY):
         modules[name] = merged.factors
         if whole.is_sum:
             cut[name] = merged.cut
@@ -281,7 +281,7 @@ def write_sum(whole: OfflineSum, folder: Path, progress: Progress | None = None)
         def write(name: str, workspace: Workspace) -> tuple[float, float]:
             return whole.write(name, writer, workspace)
 
-        for name, energy in side_by_side(write, whole.layouts, whole.workers):
+        for name, energy in side_by_side(write, whole.layouts, whole.workers, memory=MEMORY):
             energies[name] = energy
             if progress is not None:
                 progress(len(energies), len(whole.layouts))

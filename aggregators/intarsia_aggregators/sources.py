@@ -61,10 +61,14 @@ class Source:
 
 
 class Workspace:
-    """Memory that is used again for every module: fresh pages cost as much as arithmetic."""
+    """Memory that is used again for every module: fresh pages cost as much as arithmetic.
 
-    def __init__(self) -> None:
-        """Begin with none."""
+    Args:
+        room: Bytes that may be taken to save time; what cannot be done without is given anyway.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        self.room = room
         self._held: dict[str, torch.Tensor] = {}
 
     def take(self, name: str, *shape: int) -> torch.Tensor:

@@ -16,7 +16,11 @@ _Result = TypeVar("_Result")
 
 
 def side_by_side(
-    work: Callable[[str, Workspace], _Result], names: Iterable[str], workers: int
+    work: Callable[[str, Workspace], _Result],
+    names: Iterable[str],
+    workers: int,
+    *,
+    memory: int = 0,
 ) -> Iterator[tuple[str, _Result]]:
     """Do something for each name, several at a time.
 
@@ -26,6 +30,7 @@ def side_by_side(
         work: Takes a name and memory that it may use until it returns.
         names: The names.
         workers: How many at a time, at least 1; with 1 nothing is started.
+        memory: Bytes that all of them may take together to save time.
 
     Yields:
         The names, in their order, and what came of them.
@@ -34,7 +39,7 @@ def side_by_side(
         Exception: The first that ``work`` raised; what runs by then is waited for.
     """
     if workers == 1:
-        workspace = Workspace()
+        workspace = Workspace(memory)
         for name in names:
             yield name, work(name, workspace)
         return
@@ -43,7 +48,7 @@ def side_by_side(
 
     def begin() -> None:
         torch.set_num_threads(1)
-        held.workspace = Workspace()
+        held.workspace = Workspace(memory // workers)
 
     def run(name: str) -> _Result:
         return work(name, held.workspace)

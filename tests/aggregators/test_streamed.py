@@ -160,3 +160,19 @@ def test_tiles_keep_sources_whole_and_in_order():
         assert [rank for tile in tiles for rank in tile.ranks] == list(RANKS)
         assert all(tile.rank <= largest or len(tile.ranks) == 1 for tile in tiles)
         assert torch.equal(torch.cat([tile.coefficients for tile in tiles]), module.coefficients)
+
+
+@pytest.mark.parametrize("believed", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_one_factor_held_at_a_time_gives_the_bytes_of_both(shared, believed, monkeypatch):
+    if not believed:
+        monkeypatch.setattr(merging, "outcome", lambda b, a, spectrum: None)
+    module = terms(shared=shared)
+    one, both = Workspace(), Workspace(room=1 << 20)
+    found = [approximated(module, 4, workspace).factors for workspace in (one, both, both)]
+    for other in found[1:]:
+        assert found[0].a.tobytes() == other.a.tobytes()
+        assert found[0].b.tobytes() == other.b.tobytes()
+    best = np.linalg.svd(dense(module), compute_uv=False)[4:]
+    error = np.linalg.norm(dense(module) - found[0].product())
+    assert error <= 1.001 * np.linalg.norm(best) + 1e-6 * np.linalg.norm(dense(module))
