@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -24,11 +25,11 @@ _PAIR = 2
 class Authorizer:
     """Authorises principals and lets tickets in; safe to share between threads.
 
-    Formal guarantees: :meth:`admit` lets each ticket in at most once in the life of this object;
-    other processes remember for themselves. :meth:`standing` says what judging anew would say:
-    while the epoch is a ticket's own, no right of it was taken away, each of its adapters and each
-    pair was judged when it was issued, and whatever ends by the clock ends the ticket. So one or
-    two adapters need no second judgement then; more are always judged together.
+    Formal guarantees: :meth:`admit` lets in each ticket that this object issued, once, and no
+    other's, so that a ticket is let in at most once anywhere. :meth:`standing` says what judging
+    anew would say: while the epoch is a ticket's own, no right of it was taken away, each of its
+    adapters and each pair was judged when it was issued, and whatever ends by the clock ends the
+    ticket. So one or two adapters need no second judgement then; more are always judged together.
 
     Args:
         database: The registry's database.
@@ -57,6 +58,7 @@ class Authorizer:
         self._clock = clock
         self._judge = Judge(database)
         self._keys = ApiKeys(database)
+        self._name = secrets.token_hex(16)
         self._lock = threading.Lock()
         self._admitted: set[str] = set()
         self._leaving: list[tuple[float, str]] = []
@@ -113,6 +115,7 @@ class Authorizer:
             issued_at=now,
             expires_at=min(ends),
             credential=credential,
+            issuer=self._name,
         )
 
     def epoch(self) -> int:
@@ -137,11 +140,13 @@ class Authorizer:
             ticket: The ticket.
 
         Raises:
-            AccessError: If it is forged, expired or was let in before, or if the epoch moved and
-                something that it grants may not be used any more.
+            AccessError: If it is forged, expired, another authorizer's or was let in before, or if
+                the epoch moved and something that it grants may not be used any more.
         """
         now = self._clock()
         self._mint.check(ticket, now)
+        if ticket.issuer != self._name:
+            raise bad_ticket()
         if self.epoch() != ticket.epoch and not self._still_granted(ticket, now):
             raise bad_ticket()
         with self._lock:

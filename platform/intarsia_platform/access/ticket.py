@@ -30,7 +30,7 @@ from intarsia_platform.home import Home
 
 SECRET_BYTES = 32
 
-_DOMAIN = b"intarsia ticket 1"
+_DOMAIN = b"intarsia ticket 2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ class Ticket:
         issued_at: When, in seconds since 1970.
         expires_at: From when on it does not hold, in seconds since 1970.
         credential: The API key's identifier that its principal came with, or ``""``.
+        issuer: Who issued it, and alone lets it in.
         mac: The mint's code over everything above, in hexadecimal.
     """
 
@@ -76,6 +77,7 @@ class Ticket:
     issued_at: float
     expires_at: float
     credential: str = ""
+    issuer: str = ""
     mac: str = field(repr=False)
 
     @property
@@ -151,6 +153,7 @@ class TicketMint:
         issued_at: float,
         expires_at: float,
         credential: str = "",
+        issuer: str = "",
     ) -> Ticket:
         """Issue a ticket.
 
@@ -164,6 +167,7 @@ class TicketMint:
             issued_at: As :class:`Ticket`.
             expires_at: As :class:`Ticket`.
             credential: As :class:`Ticket`.
+            issuer: As :class:`Ticket`.
 
         Returns:
             The ticket.
@@ -184,6 +188,7 @@ class TicketMint:
             issued_at=float(issued_at),
             expires_at=float(expires_at),
             credential=credential,
+            issuer=issuer,
             mac="",
         )
         return dataclasses.replace(ticket, mac=self._code(ticket))
@@ -305,6 +310,7 @@ def _parts(ticket: Ticket) -> Iterator[bytes]:
     for word in (ticket.id, ticket.principal, ticket.purpose, ticket.policy_version):
         yield word.encode()
     yield ticket.credential.encode()
+    yield ticket.issuer.encode()
     yield str(ticket.epoch).encode()
     yield struct.pack(">dd", ticket.issued_at, ticket.expires_at)
     yield str(len(ticket.adapters)).encode()

@@ -111,18 +111,20 @@ def test_a_ticket_ends_with_the_first_of_its_adapters(database, authorizer, adap
     assert ticket.expires_at == NOW.timestamp() + 20
 
 
-def test_admission_is_once(authorizer, adapters, clock):
+def test_admission_is_once(database, authorizer, adapters, clock):
     ticket = authorizer.authorize("bob")
     authorizer.admit(ticket)
     with pytest.raises(AccessError) as replayed:
         authorizer.admit(ticket)
     with pytest.raises(AccessError) as forged:
         authorizer.admit(dataclasses.replace(authorizer.authorize("bob"), principal="ann"))
+    with pytest.raises(AccessError) as elsewhere:
+        Authorizer(database, MINT, clock=clock).admit(authorizer.authorize("bob"))
     late = authorizer.authorize("bob")
     clock.now += 300
     with pytest.raises(AccessError) as expired:
         authorizer.admit(late)
-    assert len({str(one.value) for one in (replayed, forged, expired)}) == 1
+    assert len({str(one.value) for one in (replayed, forged, elsewhere, expired)}) == 1
 
 
 def test_what_was_let_in_is_forgotten_with_its_time(authorizer, adapters, clock):

@@ -38,6 +38,7 @@ FIELDS = {
     "issued_at": seconds,
     "expires_at": seconds,
     "credential": words,
+    "issuer": words,
     "mac": words,
 }
 

@@ -65,7 +65,7 @@ def other(home: Home) -> Iterator[Any]:
     process.communicate()
 
 
-def test_a_ticket_of_one_process_holds_in_another_until_its_key_is_revoked(
+def test_a_ticket_is_let_in_by_the_process_that_issued_it_until_its_key_is_revoked(
     home: Home, other: Any
 ) -> None:
     users = [{"uid": {"type": "User", "id": "ann"}, "attrs": {"groups": []}, "parents": []}]
@@ -73,11 +73,14 @@ def test_a_ticket_of_one_process_holds_in_another_until_its_key_is_revoked(
         PolicyStore(database).set(POLICIES, json.dumps(users))
         key, _ = ApiKeys(database).create("ann")
         authorizer = Authorizer(database, open_mint(home))
-        first, second = other(key), other(key)
+        first, second = (authorizer.authorize("ann", credential=key) for _ in range(2))
         authorizer.admit(first)
         assert authorizer.standing(first, ())
-        with pytest.raises(AccessError):
-            authorizer.admit(replace(second, principal="bob"))
+        foreign = other(key)
+        open_mint(home).check(foreign, foreign.issued_at)
+        for refused in (foreign, replace(foreign, issuer=first.issuer)):
+            with pytest.raises(AccessError):
+                authorizer.admit(refused)
         ApiKeys(database).revoke(key)
         assert authorizer.epoch() > first.epoch
         assert not authorizer.standing(first, ())
