@@ -15,7 +15,7 @@ from adapterswap_training import Trained, Workshop
 from intarsia_client.records import Record
 from intarsia_continual.descriptors.catalog import CATALOG, DEFAULT, describe
 from intarsia_continual.encoders import TextEncoder
-from retrieval_figures import Independent, Joint, common_figures
+from retrieval_figures import JOINT, Independent, Joint, common_figures
 from retrieval_groups import Groups
 
 BASE, OWN, WITHOUT = "base", "own", "without own"
@@ -25,6 +25,7 @@ ROUTED = {"arrow": "routed by arrow", "lag": "routed by lag"}
 WAYS = (BASE, OWN, *RETRIEVED.values(), *ROUTED.values(), WITHOUT, UNIFORM, ONE_FOR_ALL)
 TOLD, CHOSEN, CHRONOLOGICAL = "told", "retrieved", "chronological"
 LEARNERS = (TOLD, CHOSEN, CHRONOLOGICAL)
+RETRIEVERS = (*(entry.method.name for entry in CATALOG), JOINT)
 
 
 @dataclass(frozen=True, kw_only=True)

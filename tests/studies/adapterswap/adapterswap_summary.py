@@ -15,6 +15,7 @@ from adapterswap_parts import (
     LEARNERS,
     ONE_FOR_ALL,
     OWN,
+    RETRIEVERS,
     ROUTED,
     WAYS,
 )
@@ -163,13 +164,15 @@ def _of_access(dataset: Dataset, told: Mapping[str, Any]) -> Numbers:
     values = told["values"]
     for way in (way for way in WAYS if is_had(way, dataset)):
         yield way, dataset.measure, dataset.measure, shown(dataset, list(values[way].values()))
-    for way, share in told["alone"].items():
+    for way, share in sorted(told["alone"].items()):
         yield way, "base alone", "share", share
 
 
 def _of_retrieval(dataset: Dataset, told: Mapping[str, Any]) -> Numbers:
     del dataset
-    for retriever, found in told["retrievers"].items():
+    # In their own order: a file of finished cells has them in another one.
+    for retriever in RETRIEVERS:
+        found = told["retrievers"][retriever]
         for name in ("top-1", "top-2", "top-3"):
             yield retriever, name, "share", found[name]
         # Who may use half of fewer groups may use one, and there is nothing to choose.
@@ -200,9 +203,9 @@ def _of_deletion(dataset: Dataset, told: Mapping[str, Any]) -> Numbers:
         yield which, "seconds", "CPU s", cost[which]["seconds"]
         yield which, "steps", "steps", cost[which]["steps"]
         for when in ("before", "after"):
-            for asked, value in values[f"{which}, {when}"].items():
+            for asked, value in sorted(values[f"{which}, {when}"].items()):
                 yield which, f"{asked}, {when}", dataset.measure, shown(dataset, [value])
-    for asked, value in values[BASE].items():
+    for asked, value in sorted(values[BASE].items()):
         yield BASE, f"{asked}, before", dataset.measure, shown(dataset, [value])
     for name in ("seconds", "steps"):
         ratio = cost[ONE_FOR_ALL][name] / cost[OWN][name]

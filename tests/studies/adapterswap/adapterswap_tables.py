@@ -100,7 +100,7 @@ def as_json(study: Study, results: Results, figures: Sequence[Figure]) -> str:
             for dataset in study.datasets
         ],
     }
-    return json.dumps(told, indent=1) + "\n"
+    return json.dumps(told, indent=1, sort_keys=True) + "\n"
 
 
 def as_markdown(study: Study, figures: Sequence[Figure], absent: Sequence[str] = ()) -> str:

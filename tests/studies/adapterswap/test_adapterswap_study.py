@@ -31,6 +31,7 @@ from adapterswap_parts import (  # noqa: E402
     LEARNERS,
     ONE_FOR_ALL,
     OWN,
+    RETRIEVERS,
     ROUTED,
     TOLD,
     UNIFORM,
@@ -45,7 +46,7 @@ from adapterswap_study import PARTS, Cell, Study, read_study  # noqa: E402
 from adapterswap_summary import Figure, figures, shown  # noqa: E402
 from adapterswap_tables import MISSING, as_csv, as_markdown, value_text  # noqa: E402
 from adapterswap_training import Workshop  # noqa: E402
-from kept_cells import read_results, write_result  # noqa: E402
+from kept_cells import keep_results, read_results, take_results, write_result  # noqa: E402
 
 FULL = read_study(HERE / "study.toml", reduced=False)
 REDUCED = read_study(HERE / "study.toml", reduced=True)
@@ -232,7 +233,7 @@ def test_retrieval_has_every_retriever_and_only_the_joint_one_may_interfere(
 ) -> None:
     told = run_part("retrieval", place)
     assert told["groups"] == 3
-    assert len(told["retrievers"]) == 4
+    assert tuple(told["retrievers"]) == RETRIEVERS
     for name, found in told["retrievers"].items():
         assert found["top-1"] <= found["top-2"] <= found["top-3"] == 1.0
         assert found["changed"] == 0.0 or name.startswith("LDA")
@@ -305,10 +306,11 @@ def finished_study(home: Path) -> Study:
     ways = {way: {"a": -2.0, "b": -4.0} for way in WAYS} | {OWN: {"a": -1.0, "b": -2.0}}
     learned = [[-1.0, -4.0], [-3.0, -1.0]]
     values = {"held out": -2.0, "removed": -1.0}
+    shares = {"top-1": 0.5, "top-2": 0.75, "top-3": 1.0, "changed": 0.0}
     results = {
         "access": {"values": ways, "alone": dict.fromkeys(["retrieved 3", WITHOUT], 0.25)},
         "retrieval": {
-            "retrievers": {"centroid": {"top-1": 0.5, "top-2": 0.75, "top-3": 1.0, "changed": 0.0}},
+            "retrievers": dict.fromkeys(RETRIEVERS, shares),
             "groups": 4,
         },
         "continual": {"base": [-5.0, -5.0], **dict.fromkeys(LEARNERS, learned)},
@@ -359,6 +361,16 @@ def test_the_report_is_written_whole(tmp_path: Path) -> None:
     assert len(files) == 3 + len(PARTS)
     assert all(path.stat().st_size > 0 for path in files)
     assert json.loads((tmp_path / "table.json").read_text())["seeds"] == list(study.seeds)
+
+
+def test_cells_that_travelled_give_the_same_tables(tmp_path: Path) -> None:
+    here, there, archive = tmp_path / "here", tmp_path / "there", tmp_path / "cells.jsonl"
+    study = finished_study(here)
+    assert keep_results(here, archive) == take_results(archive, there)
+    for home in (here, there):
+        write_report(study, read_results(home), home)
+    for name in ("table.md", "table.csv", "table.json"):
+        assert (here / name).read_bytes() == (there / name).read_bytes()
 
 
 def test_values_are_written_with_their_errors() -> None:
