@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from jwt.algorithms import OKPAlgorithm
 
 pytest.importorskip("ray.serve", reason="ray[serve] is not installed", exc_type=ImportError)
 
@@ -29,17 +33,37 @@ when { principal.groups.containsAny(resource.labels) };
 """
 
 
+ISSUER, AUDIENCE = "https://issuer.example", "intarsia"
+
+
 @dataclass(frozen=True)
 class Kept:
-    """A home with a base, and two principals' keys."""
+    """A home with a base, two principals' keys, a certificate with its key, and an issuer."""
 
     path: Path
     base: str
     keys: dict[str, tuple[str, str]]
+    tls: tuple[Path, Path]
+    issuer: Ed25519PrivateKey
 
-    def http(self, url: str, who: str) -> httpx.Client:
-        headers = {"Authorization": f"Bearer {self.keys[who][1]}"}
-        return httpx.Client(base_url=url, headers=headers, timeout=60)
+    def http(self, url: str, credential: str = "") -> httpx.Client:
+        headers = {"Authorization": f"Bearer {credential}"} if credential else {}
+        trusted = ssl.create_default_context(cafile=str(self.tls[0]))
+        return httpx.Client(base_url=url, headers=headers, timeout=60, verify=trusted)
+
+    def token(self, principal: str, **more: Any) -> str:
+        """A bearer token of the issuer."""
+        claims = {
+            "sub": principal, "iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 600, **more
+        }  # fmt: skip
+        return jwt.encode(claims, self.issuer, algorithm="EdDSA", headers={"kid": "one"})
+
+    def key_set(self) -> Path:
+        """The issuer's key set, a file."""
+        public = OKPAlgorithm.to_jwk(self.issuer.public_key(), as_dict=True)
+        path = self.path.parent / "keys.json"
+        path.write_text(json.dumps({"keys": [{**public, "kid": "one", "alg": "EdDSA"}]}))
+        return path
 
 
 def _base(folder: Path) -> str:
@@ -74,6 +98,8 @@ def _base(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    # Replicas import this module, and find no other of the tests.
+    from certificates import write_certificate
     from intarsia_platform.access.keys import ApiKeys
     from intarsia_platform.access.policy import PolicyStore
     from intarsia_platform.home import Home
@@ -88,25 +114,35 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     with open_database(home.database_url) as database:
         PolicyStore(database).set(POLICIES, json.dumps(users))
         keys = {name: ApiKeys(database).create(name) for name in ("ann", "bob")}
-    return Kept(home.path, _base(folder / "base"), keys)
+    return Kept(
+        path=home.path,
+        base=_base(folder / "base"),
+        keys=keys,
+        tls=write_certificate(folder),
+        issuer=Ed25519PrivateKey.generate(),
+    )
 
 
 @pytest.fixture(scope="module")
 def url(kept: Kept) -> Iterator[str]:
-    """Two replicas of the home; one start of Ray for all that is tested here."""
+    """Two replicas of the home, with TLS and an issuer; one start of Ray for all tests."""
     from intarsia_platform.answering.settings import ServiceSettings
     from intarsia_platform.gateway.settings import GatewaySettings
     from intarsia_platform.serving_cluster.replicas import running_replicas
-    from intarsia_platform.serving_cluster.settings import ReplicaPlan, ReplicaSettings
+    from intarsia_platform.serving_cluster.settings import Issuer, ReplicaPlan, ReplicaSettings
 
+    certificate, key = kept.tls
     plan = ReplicaPlan(
         home=kept.path,
         base=kept.base,
         answering=ServiceSettings(max_rows=8, row_tokens=2048, alone=True),
         limits=GatewaySettings(max_tokens=2000),
+        issuer=Issuer(keys=str(kept.key_set()), name=ISSUER, audience=AUDIENCE),
     )
     settings = ReplicaSettings(replicas=2, cpus_per_replica=0.5)
-    with running_replicas(plan, settings, port=0, drain_seconds=1.0) as found:
+    with running_replicas(
+        plan, settings, port=0, drain_seconds=1.0, certificate=certificate, key=key
+    ) as found:
         yield found
 
 
@@ -165,18 +201,42 @@ def _streamed(client: httpx.Client, begun: threading.Event) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_an_issuers_tokens_over_tls(kept: Kept, url: str) -> None:
+    with kept.http(url, kept.token("bob")) as bob:
+        # Enough for both replicas to have been asked.
+        assert {_ask(bob).status_code for _ in range(8)} == {200}
+    refused = (
+        kept.token("bob", aud="another"),
+        kept.token("bob", exp=time.time() - 1),
+        jwt.encode({}, Ed25519PrivateKey.generate(), algorithm="EdDSA", headers={"kid": "one"}),
+    )
+    for token in refused:
+        with kept.http(url, token) as nobody:
+            assert _ask(nobody).status_code == 401
+    with kept.http(url, kept.token("zoe")) as stranger:
+        assert _ask(stranger).status_code == 403
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health/ready")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_replica_and_a_revoked_key(kept: Kept, url: str) -> None:
     from intarsia_platform.access.audit import AuditLog
     from intarsia_platform.home import Home
     from intarsia_platform.registry.database import open_database
 
-    with kept.http(url, "ann") as ann, kept.http(url, "bob") as bob:
+    with (
+        kept.http(url) as anyone,
+        kept.http(url, kept.keys["ann"][1]) as ann,
+        kept.http(url, kept.keys["bob"][1]) as bob,
+    ):
         first = _text(_ask(ann))
         assert len(first.split()) == 8
-        assert httpx.get(f"{url}/health/ready").status_code == 200
-        assert httpx.get(f"{url}/metrics").status_code == 404
-        assert httpx.get(f"{url}/v1/models").status_code == 401
-        long = httpx.post(f"{url}/v1/completions", content=b" " * (2 << 20))
+        assert anyone.get("/health/ready").status_code == 200
+        assert anyone.get("/metrics").status_code == 404
+        assert anyone.get("/v1/models").status_code == 401
+        long = anyone.post("/v1/completions", content=b" " * (2 << 20))
         assert (long.status_code, long.json()["error"]["message"][:18]) == (
             413,
             "body: is too long;",
